@@ -1,0 +1,19 @@
+if __name__ == "passes":
+    raise ImportError(
+        "imported as 'passes', expected 'rewrite.passes': the bare name belongs to other projects; "
+        "write `import rewrite.passes` and take the repository root off sys.path"
+    )
+
+__doc__ = """The equivalences, one file each, in the order in which a recipe runs them.
+
+A pass is a frozen dataclass whose fields are its options. File, class and command agree: `center_residual.py`,
+`CenterResidual`, `center-residual`. Nothing is discovered: a pass exists when it stands in `PASSES`.
+"""
+
+from rewrite.passes.center_residual import CenterResidual
+from rewrite.passes.fold_norm import FoldNorm
+from rewrite.passes.fold_scale import FoldScale
+
+PASSES = (FoldScale, CenterResidual, FoldNorm)
+
+__all__ = ["PASSES", "CenterResidual", "FoldNorm", "FoldScale"]

@@ -1,0 +1,272 @@
+"""Find the first value at which a rewritten network departs from the original.
+
+A rewritten value is compared with the original value of the same name, carried through its relation: v′ against
+v·T + c. So every layer stays comparable after a change of basis. Both graphs and a float32 run of the original are
+evaluated in step, and a value is dropped once it has been compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from rewrite.check.noise import BUG_FACTOR, NOISE_LIMIT, Noise, norm, unit_roundoff
+from rewrite.check.operators import operator_name
+from rewrite.check.reference import values_of
+from rewrite.ir.weights import Weight
+
+PASS_KEY = "rewrite.pass"
+"""Where a node says which pass made it."""
+
+Transform = Callable[[np.ndarray, Mapping], np.ndarray]
+TRANSFORMS: dict[str, Transform] = {}
+
+
+def transform(name: str) -> Callable[[Transform], Transform]:
+    """Enter `f(value, relation) -> value` as the transform `name` of a relation."""
+
+    def enter(function: Transform) -> Transform:
+        TRANSFORMS[name] = function
+        return function
+
+    return enter
+
+
+def _constant(relation: Mapping) -> np.ndarray:
+    constant = relation["constant"]
+    if isinstance(constant, Weight) or hasattr(constant, "numpy"):
+        constant = constant.numpy()
+    return np.asarray(constant, np.float64)
+
+
+def _axis(value: np.ndarray, relation: Mapping) -> int:
+    axis = relation.get("axis", -1)
+    return axis + value.ndim if axis < 0 else axis
+
+
+def _along(vector: np.ndarray, value: np.ndarray, axis: int) -> np.ndarray:
+    return vector if vector.ndim == 0 else vector.reshape([-1 if i == axis else 1 for i in range(value.ndim)])
+
+
+@transform("identity")
+def _identity(value: np.ndarray, relation: Mapping) -> np.ndarray:
+    return value
+
+
+@transform("centre")
+def _centre(value: np.ndarray, relation: Mapping) -> np.ndarray:
+    """v·P, P = I − 11ᵀ/d; the mean is corrected once, since what is left of it is rounding."""
+    axis = _axis(value, relation)
+    centred = value - value.mean(axis=axis, keepdims=True)
+    return centred - centred.mean(axis=axis, keepdims=True)
+
+
+@transform("scale")
+def _scale(value: np.ndarray, relation: Mapping) -> np.ndarray:
+    """v·diag(constant), or a scalar constant."""
+    return value * _along(_constant(relation), value, _axis(value, relation))
+
+
+@transform("shift")
+def _shift(value: np.ndarray, relation: Mapping) -> np.ndarray:
+    """v + constant."""
+    return value + _along(_constant(relation), value, _axis(value, relation))
+
+
+@transform("permutation")
+def _permutation(value: np.ndarray, relation: Mapping) -> np.ndarray:
+    """Entry i of the result is entry constant[i] of v."""
+    return np.take(value, _constant(relation).astype(np.int64), axis=_axis(value, relation))
+
+
+@transform("dense")
+def _dense(value: np.ndarray, relation: Mapping) -> np.ndarray:
+    """v·T with T (d, d′) the constant; an axis of heads·d is taken head by head."""
+    matrix, axis = _constant(relation), _axis(value, relation)
+    moved = np.moveaxis(value, axis, -1)
+    if moved.shape[-1] == matrix.shape[0]:
+        return np.moveaxis(moved @ matrix, -1, axis)
+    heads = moved.reshape(*moved.shape[:-1], -1, matrix.shape[0]) @ matrix
+    return np.moveaxis(heads.reshape(*moved.shape[:-1], -1), -1, axis)
+
+
+@dataclass(frozen=True)
+class ValueRow:
+    """One compared value: where it is, how it relates, and its error over norms.
+
+    `noise` is the relative rounding error of the original's run at this value; `ratio` the error over what is
+    accepted as 1: over the noise, or over the noise scaled to float64 where constants are unrounded. `departs` says
+    that it is above the limit.
+    """
+
+    name: str
+    node: str
+    operator: str
+    made_by: str
+    relation: str
+    relative: float
+    noise: float
+    ratio: float
+    departs: bool
+
+
+@dataclass(frozen=True)
+class Localization:
+    """Every compared value in the rewritten graph's order, the first that departs, and what could not be compared."""
+
+    rows: tuple[ValueRow, ...]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def first(self) -> ValueRow | None:
+        """The first value whose error is above the noise."""
+        return next((row for row in self.rows if row.departs), None)
+
+    def __str__(self) -> str:
+        first, count = self.first, len(self.rows)
+        skipped = ", ".join(f"{number} {reason}" for reason, number in sorted(self.skipped.items()))
+        tail = f" (not compared: {skipped})" if skipped else ""
+        if first is None:
+            return f"all {count} comparable values agree{tail}"
+        made = f", made by {first.made_by}" if first.made_by else ""
+        return (
+            f"{first.name} departs first: relative error {first.relative:.1e}, noise {first.noise:.1e}, "
+            f"at {first.operator} node {first.node}{made}{tail}"
+        )
+
+
+def localize(
+    original: ir.Model,
+    rewritten: ir.Model,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    relations: Mapping[str, Mapping] | None = None,
+    unrounded: bool = False,
+    dtype: np.dtype | type = np.float32,
+) -> Localization:
+    """Compare all values of two graphs on one set of inputs.
+
+    `relations[name]` is {"transform": a key of `TRANSFORMS`, "axis": int, "constant": array or weight}, the identity
+    where absent. `dtype` is the storage type: the noise is measured in float32 and scaled by the ratio of roundoffs.
+    With `unrounded`, rewritten weights keep float64 and the limit is that of `two_precisions`.
+    """
+    relations = relations or {}
+    producers = {value.name: node for node in rewritten.graph for value in node.outputs}
+    partners = _Partners(original, inputs, set(producers), unrounded)
+    rows: list[ValueRow] = []
+    skipped: Counter[str] = Counter()
+    good: set[str] = set()
+    for name, value in values_of(rewritten, inputs, unrounded=unrounded):
+        node = producers.get(name)
+        if node is None:
+            continue
+        row = _compare(name, node, value, partners, relations.get(name, {}), unrounded, np.dtype(dtype))
+        if isinstance(row, str):
+            skipped[row] += 1
+            continue
+        if not row.departs:
+            good.add(name)
+        elif not row.made_by:
+            row = ValueRow(**{**row.__dict__, "made_by": _nearest_pass(node, good)})
+        rows.append(row)
+    return Localization(tuple(rows), dict(skipped))
+
+
+class _Partners:
+    """Original values by name, in float64 and float32, computed no further than asked and dropped when taken."""
+
+    def __init__(self, original: ir.Model, inputs: Mapping, wanted: set, unrounded: bool) -> None:
+        self._wanted = wanted & {value.name for node in original.graph for value in node.outputs}
+        self._pairs = self._walk(original, inputs, unrounded)
+        self._held: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    @staticmethod
+    def _walk(original: ir.Model, inputs: Mapping, unrounded: bool) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        wide = values_of(original, inputs, unrounded=unrounded)
+        narrow = values_of(original, inputs, precision=np.float32)
+        for (name, exact), (_, run) in zip(wide, narrow):
+            yield name, exact, run
+
+    def take(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """The pair (float64, float32) of `name`, or None where the original has no such value."""
+        if name not in self._wanted:
+            return None
+        while name not in self._held:
+            found = next(self._pairs, None)
+            if found is None:
+                return None
+            if found[0] in self._wanted:
+                self._held[found[0]] = found[1:]
+        return self._held.pop(name)
+
+
+def _compare(
+    name: str,
+    node: ir.Node,
+    value: np.ndarray,
+    partners: _Partners,
+    relation: Mapping,
+    unrounded: bool,
+    dtype: np.dtype,
+) -> ValueRow | str:
+    """The row of a value, or why there is none."""
+    pair = partners.take(name)
+    if pair is None:
+        return "new"
+    if value.dtype.kind != "f":
+        return "of integers"
+    kind = relation.get("transform", "identity")
+    if kind not in TRANSFORMS:
+        return f"with unknown relation {kind}"
+    try:
+        exact, run = (TRANSFORMS[kind](x, relation) for x in pair)
+    except (ValueError, IndexError, KeyError):
+        return "of another shape"
+    if exact.shape != value.shape:
+        return "of another shape"
+    noise = Noise.of(np.asarray(run, np.float32), exact)
+    where = noise.where & np.isfinite(value)
+    size = norm(exact[noise.where])
+    error = norm(value[where] - exact[where]) if np.array_equal(where, noise.where) else math.inf
+    scale = unit_roundoff(dtype) / unit_roundoff(np.float32)
+    accepted = noise.norm * scale
+    if unrounded:
+        accepted, limit = accepted * unit_roundoff(np.float64) / unit_roundoff(dtype), BUG_FACTOR
+    else:
+        limit = NOISE_LIMIT
+    ratio = error / accepted if error else 0.0
+    return ValueRow(
+        name=name,
+        node=node.name or name,
+        operator=operator_name(node),
+        made_by=node.metadata_props.get(PASS_KEY, ""),
+        relation=kind,
+        relative=error / size if size else (math.inf if error else 0.0),
+        noise=noise.norm * scale / size if size else 0.0,
+        ratio=ratio,
+        departs=not ratio <= limit,
+    )
+
+
+def _nearest_pass(node: ir.Node, good: set[str]) -> str:
+    """The pass behind a departing node without a mark: that of a constant it reads, or of a new node before it."""
+    queue, seen = [node], set()
+    while queue:
+        here = queue.pop(0)
+        for value in here.inputs:
+            if value is None or value in seen or value.name in good:
+                continue
+            seen.add(value)
+            if found := value.metadata_props.get(PASS_KEY, ""):
+                return found
+            producer = value.producer()
+            if producer is not None:
+                if found := producer.metadata_props.get(PASS_KEY, ""):
+                    return found
+                queue.append(producer)
+    return ""

@@ -1,0 +1,36 @@
+"""Definitions of the operators in float64, one small function each, in numpy.
+
+They follow the text of the ONNX standard (and, in `contrib`, of ONNX Runtime's contributed operators), not a runtime's
+kernels. Importing this package fills `TABLE`; what is not in it goes to `onnx.reference`, one node at a time.
+"""
+
+from rewrite.check.operators import (
+    attention,
+    contrib,
+    control,
+    convolution,
+    elementwise,
+    layout,
+    linear,
+    normalization,
+    quantization,
+    reduction,
+    selection,
+)
+from rewrite.check.operators.registry import TABLE, Call, Operand, StoredIntegers, dense, normalized, operator_name
+
+__all__ = ["TABLE", "Call", "Operand", "StoredIntegers", "dense", "normalized", "operator_name"]
+
+_ = (
+    attention,
+    contrib,
+    control,
+    convolution,
+    elementwise,
+    layout,
+    linear,
+    normalization,
+    quantization,
+    reduction,
+    selection,
+)

@@ -1,0 +1,299 @@
+"""Weights as expressions over tensors on disk, evaluated in float64 by regions and rounded once.
+
+A pass never computes a weight; it builds an expression (`Scale(Transpose(Source(w)), gamma, axis=0)`). `read` gives any
+hyper-rectangle of its value in float64 while holding little more than that hyper-rectangle, so a 256k × 4096 table
+is folded within a few megabytes. `materialize` makes the tensor that is saved: evaluated by blocks of rows and
+rounded to its storage dtype once, whatever number of passes it went through.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+Region = tuple[slice, ...]
+"""One slice an axis, with explicit start and stop and step 1."""
+
+BLOCK_ELEMENTS = 1 << 21
+"""Elements evaluated at a time (16 MiB of float64)."""
+
+
+def whole(shape: Sequence[int]) -> Region:
+    """The region that is all of `shape`.
+
+    >>> whole((2, 3))
+    (slice(0, 2, None), slice(0, 3, None))
+    """
+    return tuple(slice(0, size) for size in shape)
+
+
+def row_blocks(shape: Sequence[int], elements: int = BLOCK_ELEMENTS) -> Iterator[Region]:
+    """Regions that cover `shape` in order of rows, each of at most `elements` elements (or one row)."""
+    if not shape:
+        yield ()
+        return
+    rows = max(1, elements // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        yield (slice(start, min(start + rows, shape[0])), *whole(shape[1:]))
+
+
+class Weight(ABC):
+    """A tensor of real numbers: `shape`, and `read` for any region of it in float64."""
+
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def read(self, region: Region) -> np.ndarray:
+        """The float64 values of `region`."""
+
+    def numpy(self) -> np.ndarray:
+        """All of it in float64; for vectors and small tables."""
+        return self.read(whole(self.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Weight):
+    """A stored tensor, widened exactly. Reads of an external tensor map the file only while they last."""
+
+    tensor: ir.TensorProtocol
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.tensor.shape.numpy())
+
+    def read(self, region: Region) -> np.ndarray:
+        return read_stored(self.tensor, region)
+
+
+def read_stored(tensor: ir.TensorProtocol, region: Region) -> np.ndarray:
+    """`region` of a stored tensor as float64, exactly.
+
+    An external tensor is mapped anew each time: a mapping that is kept also keeps its pages resident (RECIPES: 4.8 GB
+    at 1.1 B parameters).
+    """
+    if isinstance(tensor, MaterializedTensor):
+        return tensor.rounded(region).astype(np.float64)
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
+        shape = tuple(tensor.shape.numpy())
+        if math.prod(shape) == 0:
+            return np.zeros([s.stop - s.start for s in region])
+        mapped = np.memmap(tensor.path, tensor.dtype.numpy(), mode="r", offset=tensor.offset or 0, shape=shape)
+        return np.asarray(mapped[region]).astype(np.float64)
+    return tensor.numpy()[region].astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Constant(Weight):
+    """A small array computed by a pass."""
+
+    value: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.value.shape
+
+    def read(self, region: Region) -> np.ndarray:
+        return self.value[region].astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose(Weight):
+    """`inner` with its axes permuted: axis i of the result is axis `permutation[i]` of `inner`."""
+
+    inner: Weight
+    permutation: tuple[int, ...]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.inner.shape[axis] for axis in self.permutation)
+
+    def read(self, region: Region) -> np.ndarray:
+        inner = [slice(0, 0)] * len(region)
+        for taken, axis in zip(region, self.permutation):
+            inner[axis] = taken
+        return self.inner.read(tuple(inner)).transpose(self.permutation)
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Weight):
+    """`inner` under another shape. A region is read through whole leading rows of `inner` where it can be."""
+
+    inner: Weight
+    shape: tuple[int, ...]
+
+    def read(self, region: Region) -> np.ndarray:
+        return self.inner.numpy().reshape(self.shape)[region]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice(Weight):
+    """The hyper-rectangle `region` of `inner`."""
+
+    inner: Weight
+    region: Region
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(taken.stop - taken.start for taken in self.region)
+
+    def read(self, region: Region) -> np.ndarray:
+        return self.inner.read(
+            tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(self.region, region))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Weight):
+    """`parts` joined along `axis`."""
+
+    parts: tuple[Weight, ...]
+    axis: int
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        shape = list(self.parts[0].shape)
+        shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
+        return tuple(shape)
+
+    def read(self, region: Region) -> np.ndarray:
+        taken, pieces, offset = region[self.axis], [], 0
+        for part in self.parts:
+            size = part.shape[self.axis]
+            start, stop = max(taken.start - offset, 0), min(taken.stop - offset, size)
+            if start < stop:
+                pieces.append(part.read((*region[: self.axis], slice(start, stop), *region[self.axis + 1 :])))
+            offset += size
+        return np.concatenate(pieces, axis=self.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack(Weight):
+    """`parts` of one shape stacked along a new leading axis (the experts of a mixture, one tensor each on disk)."""
+
+    parts: tuple[Weight, ...]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.parts), *self.parts[0].shape)
+
+    def read(self, region: Region) -> np.ndarray:
+        return np.stack([part.read(region[1:]) for part in self.parts[region[0]]])
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Weight):
+    """`inner` times the vector `factor` along `axis`, or times a scalar where `factor` has shape ()."""
+
+    inner: Weight
+    factor: Weight
+    axis: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.shape
+
+    def read(self, region: Region) -> np.ndarray:
+        if not self.factor.shape:
+            return self.inner.read(region) * self.factor.read(())
+        factor = self.factor.read((region[self.axis],))
+        return self.inner.read(region) * factor.reshape([-1 if i == self.axis else 1 for i in range(len(self.shape))])
+
+
+@dataclass(frozen=True, eq=False)
+class Center(Weight):
+    """`inner` minus its mean along `axis`: multiplication by P = I − 11ᵀ/d on that axis."""
+
+    inner: Weight
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.shape
+
+    def read(self, region: Region) -> np.ndarray:
+        full = (*region[: self.axis], slice(0, self.shape[self.axis]), *region[self.axis + 1 :])
+        values = self.inner.read(full)
+        values = values - centred_mean(values, self.axis)
+        return values[tuple(region[i] if i == self.axis else slice(None) for i in range(len(region)))]
+
+
+def centred_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean along `axis`, corrected once: the mean of what the first pass left is rounding, and is added back."""
+    mean = values.mean(axis=axis, keepdims=True)
+    return mean + (values - mean).mean(axis=axis, keepdims=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Weight):
+    """The sum of `parts`, all of one shape."""
+
+    parts: tuple[Weight, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.parts[0].shape
+
+    def read(self, region: Region) -> np.ndarray:
+        total = self.parts[0].read(region)
+        for part in self.parts[1:]:
+            total = total + part.read(region)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Weight):
+    """`vector` (k,) times `matrix` (k, n): shape (n,), summed by blocks of the matrix's rows."""
+
+    vector: Weight
+    matrix: Weight
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.matrix.shape[1:]
+
+    def read(self, region: Region) -> np.ndarray:
+        vector = self.vector.numpy()
+        total = np.zeros([taken.stop - taken.start for taken in region])
+        for rows, *_ in row_blocks(self.matrix.shape):
+            total += np.tensordot(vector[rows], self.matrix.read((rows, *region)), axes=1)
+        return total
+
+
+class MaterializedTensor(ir.LazyTensor):
+    """The tensor of a weight: evaluated in float64, rounded once to `dtype`, nothing kept between reads.
+
+    `tofile` streams it by blocks of rows.
+    """
+
+    def __init__(self, weight: Weight, dtype: ir.DataType, name: str | None = None) -> None:
+        super().__init__(lambda: ir.Tensor(self.numpy(), dtype=dtype), dtype, ir.Shape(weight.shape), name=name)
+        self.weight = weight
+
+    def rounded(self, region: Region) -> np.ndarray:
+        """`region` in the storage dtype; a stored tensor is passed through bit for bit."""
+        return self.weight.read(region).astype(self.dtype.numpy())
+
+    def numpy(self) -> np.ndarray:
+        shape = tuple(self.shape.numpy())
+        result = np.empty(shape, self.dtype.numpy())
+        for region in row_blocks(shape):
+            result[region] = self.rounded(region)
+        return result
+
+    def tobytes(self) -> bytes:
+        return self.numpy().tobytes()
+
+    def tofile(self, file) -> None:
+        for region in row_blocks(tuple(self.shape.numpy())):
+            file.write(np.ascontiguousarray(self.rounded(region)).tobytes())
+
+
+def weight_of(tensor: ir.TensorProtocol) -> Weight:
+    """The expression behind a tensor: its own if it is a folded one, else the stored tensor as a source."""
+    return tensor.weight if isinstance(tensor, MaterializedTensor) else Source(tensor)

@@ -1,0 +1,193 @@
+"""The proof: both graphs in normal form, and every output the same value.
+
+    original ⟶ normal form      rewritten ⟶ normal form      output by output the same form
+    ───────────────────────────────────────────────────────────────────────────────────────  one Ŵ per shipped constant
+                         rewritten(Ŵ) = original(W)    (relation.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from rewrite.proof import forms
+from rewrite.proof.dimensions import Dim
+from rewrite.proof.forms import Form
+from rewrite.proof.linear import Centre, Match
+from rewrite.proof.relation import Verdict
+from rewrite.proof.table import Stranger, Table
+from rewrite.proof.values import Value
+from rewrite.proof.walk import Walk
+
+
+@dataclass
+class Proof:
+    """The answer, and what it rests on.
+
+    `outputs` maps every output to its own verdict; `solved` names the shipped constants whose exact value Ŵ is another
+    than what was shipped; `claims` lists relation claims that were checked, with their outcome.
+    """
+
+    verdict: Verdict
+    outputs: dict[str, Verdict] = field(default_factory=dict)
+    solved: tuple[str, ...] = ()
+    claims: dict[str, bool] = field(default_factory=dict)
+    values: int = 0
+
+    def __str__(self) -> str:
+        return str(self.verdict)
+
+
+Progress = Callable[[str], None]
+
+
+def prove(
+    original: ir.Model,
+    rewritten: ir.Model,
+    *,
+    claims: Mapping[str, Mapping[str, object]] | None = None,
+) -> Proof:
+    """Prove that `rewritten` computes `original`, or say where the proof stops.
+
+    `claims` are a certificate's relations (value name → {"transform", "axis"}): each is checked against the normal
+    forms, and a false one spoils the verdict, because then something that was written down is not true.
+    """
+    interface = _interface(original, rewritten)
+    if interface is not None:
+        return Proof(interface)
+    table = Table()
+    first = Walk(original, "original", table)
+    second = Walk(rewritten, "rewritten", table, partner=first)
+    for walk in (first, second):
+        try:
+            walk.run()
+        except (ValueError, KeyError) as error:
+            # A graph that cannot be brought to normal form is a graph of which nothing is known.
+            return Proof(Verdict("UNKNOWN", node=walk.node, reason=f"{walk.side}: {error}"))
+    names = [value.name or "" for value in original.graph.outputs]
+    outputs = {name: _output(first, second, name) for name in names}
+    checked = {name: _claim(first, second, name, claim) for name, claim in (claims or {}).items()}
+    proof = Proof(
+        Verdict("EQUAL", table.ulps),
+        outputs,
+        tuple(sorted({d.name for d in table.demands if d.value != ("shipped",) and d.name})),
+        checked,
+        len(table.atoms),
+    )
+    failed = next((verdict for verdict in outputs.values() if not verdict.holds), None)
+    conflict = table.conflict()
+    false = next((name for name, holds in checked.items() if not holds), None)
+    if failed is not None:
+        proof.verdict = failed
+    elif conflict is not None:
+        name, node = conflict
+        proof.verdict = Verdict(
+            "UNKNOWN", node=node, reason=f"two uses of {name} ask for different exact values of it"
+        )
+    elif false is not None:
+        proof.verdict = Verdict("UNKNOWN", node=false, reason="the certificate's relation of this value is not true")
+    elif table.ulps > 1.0:
+        proof.verdict = Verdict("UNKNOWN", table.ulps, reason=f"a constant is {table.ulps:.3g} ulp off")
+    return proof
+
+
+def _interface(original: ir.Model, rewritten: ir.Model) -> Verdict | None:
+    """Inputs and outputs must agree in name, order of outputs, type, and static sizes."""
+    for what, ours, theirs in (
+        ("input", rewritten.graph.inputs, original.graph.inputs),
+        ("output", rewritten.graph.outputs, original.graph.outputs),
+    ):
+        mine = {value.name: value for value in ours}
+        if len(mine) != len(theirs) or [v.name for v in theirs if v.name not in mine]:
+            return Verdict("UNKNOWN", reason=f"the {what}s are {sorted(map(str, mine))}, not {[v.name for v in theirs]}")
+        if what == "output" and [value.name for value in ours] != [value.name for value in theirs]:
+            return Verdict("UNKNOWN", reason="the outputs stand in another order")
+        for value in theirs:
+            other = mine[value.name]
+            if other.dtype != value.dtype:
+                return Verdict("UNKNOWN", node=str(value.name), reason=f"the {what} is {other.dtype}, not {value.dtype}")
+            if value.shape is not None and other.shape is not None:
+                if len(value.shape) != len(other.shape):
+                    return Verdict("UNKNOWN", node=str(value.name), reason=f"the {what} has another rank")
+                for a, b in zip(value.shape, other.shape):
+                    if isinstance(a, int) and isinstance(b, int) and a != b:
+                        return Verdict("UNKNOWN", node=str(value.name), reason=f"the {what} has another static size")
+    return None
+
+
+def _output(first: Walk, second: Walk, name: str) -> Verdict:
+    theirs, ours = first.values[name], second.values[name]
+    second.node = name
+    wanted = first.intern(first.form(theirs))
+    found = second.table.intern(second.form(ours), "rewritten", name, wanted)
+    if found == wanted:
+        return Verdict("EQUAL", second.table.ulps)
+    stranger = _first_stranger(second.table, second.form(ours), found)
+    return Verdict("UNKNOWN", stranger.ulps, stranger.node, stranger.reason)
+
+
+def _first_stranger(table: Table, form: Form, number: int) -> Stranger:
+    """The first value, in order of computation, that has no counterpart and on which `form` rests."""
+    seen: set[int] = set()
+    stack, reached = [form], {number}
+    while stack:
+        for term in stack.pop().terms:
+            if term.atom.number in seen or term.atom.side != "rewritten":
+                continue
+            seen.add(term.atom.number)
+            for operand in _operand_numbers(term.atom.key):
+                if operand < len(table.forms) and operand not in reached:
+                    reached.add(operand)
+                    stack.append(table.forms[operand])
+    known = [n for n in sorted(reached) if n in table.strangers]
+    # A value whose terms are all known fails by its own constants: that is a cause, the rest are consequences.
+    causes = [n for n in known if all(term.atom.side != "rewritten" for term in table.forms[n].terms)]
+    if causes:
+        return table.strangers[causes[0]]
+    if known:
+        return table.strangers[known[0]]
+    return Stranger("", "the output is another value of the original")
+
+
+def _operand_numbers(key: tuple[object, ...]) -> list[int]:
+    """Every form number in an atom's key."""
+    kind = key[0]
+    if kind in ("power", "rms", "value", "mean", "sum", "unfold", "conv", "reshape"):
+        return [key[1]] if isinstance(key[1], int) else []
+    if kind == "product":
+        return list(key[1])  # type: ignore[arg-type]
+    if kind == "contraction":
+        return [n for n in key[1:] if isinstance(n, int)]
+    if kind == "operator":
+        return [operand[1] for operand in key[4] if operand[0] == "form"]  # type: ignore[union-attr, index]
+    if kind == "onehot" and isinstance(key[1], tuple) and key[1][0] == "form":
+        return [key[1][1]]
+    return []
+
+
+def _claim(first: Walk, second: Walk, name: str, claim: Mapping[str, object]) -> bool:
+    """Whether the rewritten value `name` is what the certificate says of the original's value of that name."""
+    theirs: Value | None = first.values.get(str(claim.get("partner", name)))
+    ours: Value | None = second.values.get(name)
+    if theirs is None or ours is None:
+        return False
+    expected = first.form(theirs)
+    transform = claim.get("transform", "identity")
+    if transform == "centre":
+        axis = int(str(claim.get("axis", -1)))
+        size: Dim = expected.shape[axis]
+        if size.constant is None:
+            return False
+        expected = first.mapped(expected, axis, Centre(size.constant))
+    elif transform != "identity":
+        return False
+    outcome = second.table.match(second.form(ours), expected)
+    if isinstance(outcome, Match):
+        second.table.commit(outcome, name)
+        return True
+    return False
+
+
+__all__ = ["Proof", "forms", "prove"]

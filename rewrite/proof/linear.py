@@ -1,0 +1,627 @@
+"""Products of constants: kept as factors, compared as matrices.
+
+A `Chain` is a product of `Factor`s that acts from the right on one axis (row vectors, x ↦ x·F₁·F₂·…). Two chains, one
+of each graph, are the same linear map when, after equal factors are cancelled at both ends, one shipped constant
+remains that can be given an exact value: the product of what remains of the original. `compare` finds that value,
+bounds the float64 error of computing it, and measures how far the shipped constant is from it.
+
+    x ↦ x·A·(diag(γ)·W·P)·B    against    x ↦ x·A·W′·B          Ŵ = diag(γ)·W·P
+    ─────────────────────────────────────────────────────
+                equal if |W′ − Ŵ| ≤ 1 ulp everywhere
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rewrite.proof.constants import Array, Constant, Region, Sliced, Stored, permuted, same_values, sliced, sources
+
+UNIT = 2.0**-53
+"""Unit roundoff of float64."""
+
+SINGLE_ULP = 2.0**-23
+"""Relative spacing of float32, in which an operator's defining constants are written out."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """x ↦ x·C for a constant C (k, n)."""
+
+    constant: Constant
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        return ("matrix", self.constant.key)
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """x ↦ x ⊙ c for a constant c (n,)."""
+
+    constant: Constant
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        return ("diagonal", self.constant.key)
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """x ↦ value·x. `origins` are the rewritten graph's stored scalars that made the value."""
+
+    value: float
+    origins: frozenset[str] = frozenset()
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("scalar", self.value)
+
+
+@dataclass(frozen=True)
+class Centre:
+    """x ↦ x·(I − 11ᵀ/d)."""
+
+    size: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("centre", self.size)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """x ↦ x·1/d, from d channels to one."""
+
+    size: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("mean", self.size)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """x ↦ x·1ᵀ, from one channel to d."""
+
+    size: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("spread", self.size)
+
+
+Factor = Matrix | Diagonal | Scalar | Centre | Mean | Spread
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A product of factors, in the order they act. At most one Scalar, in front.
+
+    >>> Chain().then(Centre(4)).then(Centre(4)).factors
+    (Centre(size=4),)
+    >>> Chain().then(Spread(4)).then(Centre(4)) is None
+    True
+    """
+
+    factors: tuple[Factor, ...] = ()
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        return tuple(factor.key for factor in self.factors)
+
+    @cached_property
+    def order(self) -> str:
+        return repr(self.key)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and self.key == other.key
+
+    @property
+    def scalar(self) -> Scalar:
+        return self.factors[0] if self.factors and isinstance(self.factors[0], Scalar) else Scalar(1.0)
+
+    @property
+    def body(self) -> tuple[Factor, ...]:
+        """The factors behind the scalar."""
+        return self.factors[1:] if self.factors and isinstance(self.factors[0], Scalar) else self.factors
+
+    def scaled(self, scalar: Scalar) -> Chain | None:
+        """Times a number; None is the zero map."""
+        own = self.scalar
+        value = own.value * scalar.value
+        if value == 0.0:
+            return None
+        if value == 1.0 and not (own.origins | scalar.origins):
+            return Chain(self.body)
+        return Chain((Scalar(value, own.origins | scalar.origins), *self.body)) if value != 1.0 else Chain(self.body)
+
+    def then(self, factor: Factor) -> Chain | None:
+        """This map followed by `factor`; None is the zero map."""
+        if isinstance(factor, Scalar):
+            return self.scaled(factor)
+        last = self.factors[-1] if self.body else None
+        if isinstance(factor, Centre):
+            if isinstance(last, Spread):
+                return None
+            if isinstance(last, Centre):
+                return self
+        if isinstance(factor, Mean):
+            if isinstance(last, Centre):
+                return None
+            if isinstance(last, Spread):
+                return Chain(self.factors[:-1])
+        return Chain((*self.factors, factor))
+
+    def select(self, start: int, stop: int) -> Chain | None:
+        """Only the output channels [start, stop): moved into the constants; None where a factor mixes channels."""
+        selected: list[Factor] = []
+        for index, factor in reversed(list(enumerate(self.factors))):
+            if isinstance(factor, Matrix):
+                rows = factor.constant.shape[0]
+                selected.append(Matrix(sliced(factor.constant, (slice(0, rows), slice(start, stop)))))
+                return Chain((*self.factors[:index], *reversed(selected)))
+            if isinstance(factor, Diagonal):
+                selected.append(Diagonal(sliced(factor.constant, (slice(start, stop),))))
+            elif isinstance(factor, Spread):
+                selected.append(Spread(stop - start))
+                return Chain((*self.factors[:index], *reversed(selected)))
+            else:
+                return None
+        return None
+
+    @property
+    def diagonal_only(self) -> bool:
+        return all(isinstance(factor, Scalar | Diagonal) for factor in self.factors)
+
+    def sizes(self) -> tuple[int | None, int | None]:
+        """Input and output channels as the factors tell them; None where they do not (a scalar)."""
+        ends: list[tuple[int, int]] = []
+        for factor in self.body:
+            if isinstance(factor, Matrix):
+                ends.append((factor.constant.shape[0], factor.constant.shape[1]))
+            elif isinstance(factor, Diagonal):
+                ends.append((factor.constant.shape[0], factor.constant.shape[0]))
+            elif isinstance(factor, Centre):
+                ends.append((factor.size, factor.size))
+            elif isinstance(factor, Mean):
+                ends.append((factor.size, 1))
+            elif isinstance(factor, Spread):
+                ends.append((1, factor.size))
+        return (ends[0][0], ends[-1][1]) if ends else (None, None)
+
+
+@dataclass
+class Block:
+    """Some rows of a product: `value`, a bound `error` (in units of 2⁻⁵³), and `largest`, the largest term summed."""
+
+    value: np.ndarray
+    error: np.ndarray
+    largest: np.ndarray
+
+    def scaled(self, factor: np.ndarray | float) -> Block:
+        magnitude = np.abs(factor)
+        value = self.value * factor
+        return Block(value, self.error * magnitude + np.abs(value), self.largest * magnitude)
+
+    def __add__(self, other: Block) -> Block:
+        value = self.value + other.value
+        return Block(value, self.error + other.error + np.abs(value), np.maximum(self.largest, other.largest))
+
+
+def exact(value: np.ndarray) -> Block:
+    return Block(value, np.zeros_like(value), np.abs(value))
+
+
+def rows(factors: Sequence[Factor], taken: slice, size: int) -> Block:
+    """Rows `taken` of the matrix that the product of `factors` is; `size` is its number of rows."""
+    if not factors:
+        return exact(np.eye(size)[taken])
+    head, rest = factors[0], factors[1:]
+    if isinstance(head, Scalar):
+        return rows(rest, taken, size).scaled(head.value)
+    if isinstance(head, Diagonal):
+        return rows(rest, taken, size).scaled(head.constant.read((taken,))[:, None])
+    if isinstance(head, Centre):
+        return centred(rows(rest, slice(0, size), size), axis=0, taken=taken)
+    if isinstance(head, Matrix):
+        block = exact(head.constant.read((taken, slice(0, head.constant.shape[1]))))
+    elif isinstance(head, Mean):
+        block = exact(np.full((taken.stop - taken.start, 1), 1.0 / head.size))
+    else:
+        block = exact(np.ones((1, head.size)))
+    for factor in rest:
+        block = followed(block, factor)
+    return block
+
+
+def centred(block: Block, axis: int, taken: slice = slice(None)) -> Block:
+    """`block` minus its mean along `axis`. Pairwise summation of n terms is off by at most (log₂n + 2)·2⁻⁵³·mean|x|."""
+    count = block.value.shape[axis]
+    mean = block.value.mean(axis=axis, keepdims=True)
+    slack = (np.log2(max(count, 2)) + 2) * np.abs(block.value).mean(axis=axis, keepdims=True)
+    slack = slack + block.error.mean(axis=axis, keepdims=True)
+    index = (taken, slice(None)) if axis == 0 else (slice(None), taken)
+    value = block.value[index] - mean
+    error = block.error[index] + slack + np.abs(value)
+    return Block(value, error, np.maximum(block.largest[index], np.abs(mean)))
+
+
+def followed(block: Block, factor: Factor) -> Block:
+    """`block` times `factor` from the right."""
+    if isinstance(factor, Scalar):
+        return block.scaled(factor.value)
+    if isinstance(factor, Diagonal):
+        return block.scaled(factor.constant.whole()[None, :])
+    if isinstance(factor, Centre):
+        return centred(block, axis=1)
+    if isinstance(factor, Mean):
+        count = block.value.shape[1]
+        magnitude = np.abs(block.value).mean(axis=1, keepdims=True)
+        error = block.error.mean(axis=1, keepdims=True) + (np.log2(max(count, 2)) + 2) * magnitude
+        return Block(block.value.mean(axis=1, keepdims=True), error, magnitude)
+    if isinstance(factor, Spread):
+        return Block(*(np.repeat(part, factor.size, axis=1) for part in (block.value, block.error, block.largest)))
+    inner, outer = factor.constant.shape
+    value = np.zeros((block.value.shape[0], outer))
+    error, magnitude = np.zeros_like(value), np.zeros_like(value)
+    step = max(1, (1 << 22) // max(1, outer))
+    for start in range(0, inner, step):
+        part = slice(start, min(start + step, inner))
+        matrix = factor.constant.read((part, slice(0, outer)))
+        value += block.value[:, part] @ matrix
+        size = np.abs(matrix)
+        magnitude += np.abs(block.value[:, part]) @ size
+        error += block.error[:, part] @ size
+    # A dot product of n terms in any order is off by at most n·2⁻⁵³·Σ|terms| (Higham 2002, §3.1).
+    return Block(value, error + (inner + 1) * magnitude, magnitude / inner)
+
+
+# ── Comparison ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHIPPED = ("shipped",)
+"""The demand that a constant is exactly what was shipped."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a use asks of entries of a shipped constant: `layout` says which entries, `value` which exact expression."""
+
+    name: str
+    layout: tuple[Any, ...]
+    value: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two maps are the same: within `ulps`, if the `demands` on shipped constants are met."""
+
+    ulps: float = 0.0
+    demands: frozenset[Demand] = frozenset()
+
+    def __add__(self, other: Match) -> Match:
+        return Match(max(self.ulps, other.ulps), self.demands | other.demands)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Two maps are not shown to be the same, and why; `ulps` is how far the nearest constant is off (0: no number)."""
+
+    reason: str
+    ulps: float = 0.0
+
+
+Outcome = Match | Mismatch
+
+
+def constants_of(factors: Iterable[Factor]) -> list[Constant]:
+    return [factor.constant for factor in factors if isinstance(factor, Matrix | Diagonal)]
+
+
+def shipped(factors: Iterable[Factor]) -> frozenset[Demand]:
+    """The demands of using factors' rewritten constants exactly as they are."""
+    return frozenset(
+        Demand(stored.name, (), SHIPPED)
+        for constant in constants_of(factors)
+        for stored in sources(constant)
+        if stored.side == "rewritten"
+    )
+
+
+class Comparer:
+    """Compares linear maps of the rewritten graph with the original's; remembers every answer."""
+
+    def __init__(self) -> None:
+        self._same: dict[tuple[Any, Any], bool] = {}
+        self._chains: dict[tuple[Any, Any], Outcome] = {}
+        self._partner: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def same_constant(self, a: Constant, b: Constant) -> bool:
+        if a.shape != b.shape:
+            return False
+        index = (a.key, b.key)
+        if index not in self._same:
+            # Equal layouts of equal tensors are equal; comparing the tensors themselves reads each of them once.
+            inner_a, inner_b = a, b
+            while type(inner_a) is type(inner_b) and hasattr(inner_a, "inner"):
+                if inner_a.key[1:-1] != inner_b.key[1:-1] or isinstance(inner_a, Sliced):
+                    break
+                inner_a, inner_b = inner_a.inner, inner_b.inner  # type: ignore[attr-defined]
+            self._same[index] = same_values(inner_a, inner_b)
+        return self._same[index]
+
+    def same_factor(self, a: Factor, b: Factor) -> bool:
+        if isinstance(a, Matrix) and isinstance(b, Matrix):
+            return self.same_constant(a.constant, b.constant)
+        if isinstance(a, Diagonal) and isinstance(b, Diagonal):
+            return self.same_constant(a.constant, b.constant)
+        return type(a) is type(b) and a.key == b.key
+
+    def compare(self, rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None) -> Outcome:
+        """Whether two sums of chains are one map on `size` channels (None: unknown, only scalars occur).
+
+        Chains are paired first, each rewritten one with an original one that it equals; what is left must agree as a
+        sum with one shipped constant to adjust.
+        """
+        total, left, used = Match(), [], set()
+        for chain in rewritten:
+            index, outcome = self._pair(chain, original, used, size)
+            if index is None:
+                left.append(chain)
+            else:
+                used.add(index)
+                total = total + outcome  # type: ignore[operator]
+        rest = [chain for index, chain in enumerate(original) if index not in used]
+        if not left and not rest:
+            return total
+        if len(left) == 1 and len(rest) == 1:
+            outcome = self._chain(left[0], rest[0], size)
+        else:
+            outcome = self._sums(left, rest, size)
+        return total + outcome if isinstance(outcome, Match) else outcome
+
+    def _pair(
+        self, chain: Chain, original: Sequence[Chain], used: set[int], size: int | None
+    ) -> tuple[int | None, Outcome | None]:
+        known = self._partner.get(chain.key)
+        order = sorted(
+            (index for index in range(len(original)) if index not in used),
+            key=lambda index: original[index].key != known,
+        )
+        for index in order:
+            outcome = self._chain(chain, original[index], size)
+            if isinstance(outcome, Match):
+                self._partner[chain.key] = original[index].key
+                return index, outcome
+        return None, None
+
+    def _chain(self, rewritten: Chain, original: Chain, size: int | None) -> Outcome:
+        index = (rewritten.key, original.key)
+        if index not in self._chains:
+            self._chains[index] = self._compare_chain(rewritten, original, size)
+        return self._chains[index]
+
+    def _compare_chain(self, rewritten: Chain, original: Chain, size: int | None) -> Outcome:
+        ends_r, ends_o = rewritten.sizes(), original.sizes()
+        for a, b in zip(ends_r, ends_o):
+            if a is not None and b is not None and a != b:
+                return Mismatch(f"maps have {a} and {b} channels")
+        ours, theirs = list(rewritten.factors), list(original.factors)
+        cancelled: list[Factor] = []
+        numbers = _cancel_scalars(rewritten.scalar, original.scalar)
+        if numbers is not None:
+            ours, theirs = list(rewritten.body), list(original.body)
+        while ours and theirs and self.same_factor(ours[-1], theirs[-1]):
+            cancelled.append(ours.pop())
+            theirs.pop()
+        offset = 0
+        if numbers is not None:
+            while offset < min(len(ours), len(theirs)) and self.same_factor(ours[offset], theirs[offset]):
+                cancelled.append(ours[offset])
+                offset += 1
+        ours, theirs = ours[offset:], theirs[offset:]
+        cancelling = (numbers or Match()) + Match(0.0, shipped(cancelled))
+        if not ours and not theirs:
+            return cancelling
+        if all(isinstance(factor, Scalar) for factor in (*ours, *theirs)):
+            outcome = compare_scalars(Chain(tuple(ours)).scalar, Chain(tuple(theirs)).scalar)
+        else:
+            inner = Chain(tuple(ours)).sizes()[0] or Chain(tuple(theirs)).sizes()[0] or size
+            outcome = numeric([Chain(tuple(ours))], [Chain(tuple(theirs))], inner)
+        return outcome + cancelling if isinstance(outcome, Match) else outcome
+
+    def _sums(self, rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None) -> Outcome:
+        index = (tuple(c.key for c in rewritten), tuple(c.key for c in original))
+        if index not in self._chains:
+            inner = next((n for c in (*rewritten, *original) if (n := c.sizes()[0]) is not None), size)
+            self._chains[index] = numeric(rewritten, original, inner)
+        return self._chains[index]
+
+
+def _cancel_scalars(ours: Scalar, theirs: Scalar) -> Match | None:
+    """Equal numbers in front cancel; so do two that were both written down and agree within an ulp."""
+    if ours.value == theirs.value:
+        return Match()
+    if 1.0 in (ours.value, theirs.value):
+        return None
+    outcome = compare_scalars(ours, theirs)
+    return outcome if isinstance(outcome, Match) else None
+
+
+def compare_scalars(ours: Scalar, theirs: Scalar) -> Outcome:
+    """Numbers that both were written in float32: equal within one of its ulps."""
+    ulps = abs(ours.value - theirs.value) / (abs(theirs.value) * SINGLE_ULP or 1.0)
+    if ulps > 1.0:
+        return Mismatch(f"scalars {ours.value!r} and {theirs.value!r} differ", ulps)
+    return Match(ulps, frozenset(Demand(name, (), theirs.key) for name in ours.origins))
+
+
+def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None) -> Outcome:
+    """Compare two sums of chains as matrices, block by block, adjusting one shipped constant.
+
+    The adjustable constant W′ is the largest rewritten one that only diagonal factors surround; for it
+    `sensitivity` = |A|·ulp(W′)·|B| is what one ulp of it is worth in the product.
+    """
+    if size is None:
+        return Mismatch("maps of unknown size")
+    every = [*rewritten, *original]
+    if all(chain.diagonal_only for chain in every):
+        # A diagonal is its row 1ᵀ·diag(c).
+        rewritten = [Chain((Spread(size), *chain.factors)) for chain in rewritten]
+        original = [Chain((Spread(size), *chain.factors)) for chain in original]
+        size = 1
+    place = adjustable(rewritten)
+    if place is None and rewritten and not all(_is_zero(chain) for chain in rewritten):
+        return Mismatch("no shipped constant can be adjusted to make the maps equal")
+    worst, where, reported = 0.0, (0, 0), 0.0
+    step = max(1, (1 << 20) // max(1, every[0].sizes()[1] or 1))
+    for start in range(0, size, step):
+        taken = slice(start, min(start + step, size))
+        target = _sum_rows(original, taken, size)
+        actual = _sum_rows(rewritten, taken, size)
+        if target is None:
+            target = exact(np.zeros_like(actual.value)) if actual is not None else exact(np.zeros((1, 1)))
+        if actual is None:
+            actual = exact(np.zeros_like(target.value))
+        if target.value.shape != actual.value.shape:
+            return Mismatch(f"maps of shapes {actual.value.shape} and {target.value.shape}")
+        distance = np.abs(actual.value - target.value)
+        bound = UNIT * (target.error + actual.error)
+        if place is None:
+            unit, epsilon = np.zeros_like(distance), 0.0
+            if np.any(target.error > 0) or np.any(distance > 0):
+                return Mismatch("a constant of the original has no counterpart", float("inf"))
+        else:
+            unit = sensitivity(rewritten, place, taken, size)
+            epsilon = place.epsilon
+        with np.errstate(divide="ignore", invalid="ignore"):
+            excess = np.where(distance <= bound, 0.0, (distance - bound) / unit)
+            ratio = np.where(distance + bound == 0.0, 0.0, (distance + bound) / np.maximum(unit, largest_unit(target.largest, epsilon)))
+        at = np.unravel_index(int(np.argmax(excess)), excess.shape)
+        if not np.isfinite(distance).all():
+            return Mismatch("a constant is not finite", float("inf"))
+        if excess[at] > worst:
+            worst, where = float(excess[at]), (start + int(at[0]), int(at[1]))
+        reported = max(reported, float(ratio.max(initial=0.0)))
+        if worst > 1.0:
+            name = place.constant.stored.name if place and place.constant.stored else "a constant"
+            return Mismatch(f"{name} is {worst:.3g} ulp off at {where}", worst)
+    if reported > 1.0:
+        return Mismatch(f"float64 cannot decide: the bound is {reported:.3g} ulp", reported)
+    if place is None:
+        return Match(0.0, frozenset(d for chain in rewritten for d in shipped(chain.factors)))
+    others = [f for i, c in enumerate(rewritten) for j, f in enumerate(c.factors) if (i, j) != (place.chain, place.factor)]
+    value = (
+        "solves",
+        tuple(chain.key for chain in original),
+        tuple(tuple(f.key for f in c.factors) for i, c in enumerate(rewritten) if i != place.chain),
+        tuple(f.key for j, f in enumerate(rewritten[place.chain].factors) if j < place.factor),
+        tuple(f.key for j, f in enumerate(rewritten[place.chain].factors) if j > place.factor),
+    )
+    stored = place.constant.stored
+    demand = Demand(stored.name if stored else "", place.constant.key, value)
+    return Match(reported, shipped(others) | {demand})
+
+
+def largest_unit(largest: np.ndarray, epsilon: float) -> np.ndarray:
+    """At least half an ulp-of-the-binade of the largest term: never more than its true ulp."""
+    return largest * epsilon / 2
+
+
+@dataclass(frozen=True)
+class Adjustable:
+    """Where the constant that may be adjusted stands; `epsilon` is its dtype's relative spacing."""
+
+    chain: int
+    factor: int
+    constant: Constant
+    epsilon: float
+
+
+def adjustable(chains: Sequence[Chain]) -> Adjustable | None:
+    """The largest shipped constant that only diagonal factors surround."""
+    best: Adjustable | None = None
+    for i, chain in enumerate(chains):
+        for j, factor in enumerate(chain.factors):
+            if not isinstance(factor, Matrix | Diagonal):
+                continue
+            constant = factor.constant
+            others = [f for k, f in enumerate(chain.factors) if k != j]
+            if constant.stored is None or constant.stored.side != "rewritten" or constant.kind != "f":
+                continue
+            if not all(isinstance(f, Scalar | Diagonal | Spread) for f in others):
+                continue
+            if best is None or constant.size > best.constant.size:
+                sample = constant.raw(tuple(slice(0, min(n, 1)) for n in constant.shape))
+                best = Adjustable(i, j, constant, float(spacing_of_one(sample)))
+    return best
+
+
+def spacing_of_one(sample: np.ndarray) -> float:
+    from rewrite.proof.constants import spacing
+
+    return float(spacing(np.ones(1, sample.dtype))[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Ulps(Constant):
+    """The ulps of a constant's entries, as a constant of its own."""
+
+    inner: Constant
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.shape
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("ulps", self.inner.key)
+
+    @property
+    def stored(self) -> Stored | None:
+        return None
+
+    def raw(self, region: Region) -> np.ndarray:
+        return self.inner.ulp(region)
+
+
+def sensitivity(chains: Sequence[Chain], place: Adjustable, taken: slice, size: int) -> np.ndarray:
+    """What one ulp of the adjustable constant is worth at each entry of the product's rows `taken`."""
+    factors: list[Factor] = []
+    for index, factor in enumerate(chains[place.chain].factors):
+        if index == place.factor:
+            factors.append(replace(factor, constant=_Ulps(place.constant)))  # type: ignore[type-var]
+        elif isinstance(factor, Scalar):
+            factors.append(Scalar(abs(factor.value)))
+        elif isinstance(factor, Diagonal):
+            factors.append(Diagonal(Array(np.abs(factor.constant.whole()))))
+        else:
+            factors.append(factor)
+    return rows(factors, taken, size).value
+
+
+def _sum_rows(chains: Sequence[Chain], taken: slice, size: int) -> Block | None:
+    total: Block | None = None
+    for chain in chains:
+        block = rows(chain.factors, taken, size)
+        total = block if total is None else total + block
+    return total
+
+
+def _is_zero(chain: Chain) -> bool:
+    return any(not constant.whole().any() for constant in constants_of(chain.factors) if constant.size < 1 << 16)
+
+
+def transposed(constant: Constant) -> Constant:
+    return permuted(constant, (1, 0))

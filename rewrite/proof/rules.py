@@ -1,0 +1,684 @@
+"""The rule table: for every operator, what its result is in normal form.
+
+Each rule is a function (walk, node, operands) -> results, registered under the operator's name. An operator without a
+rule is opaque: a function, known by name and attributes only, of its operands' normal forms. Rules are the ONNX
+definitions (and, for ONNX Runtime's fused operators, those of its operator documentation) read over the real numbers:
+casts between floating-point types change nothing, everything else is exact.
+
+Adding a rule: write the function, register it, and give it an identity and a negative control in
+tests/proof/test_rules.py; the test fails for a rule that has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from rewrite.proof import forms
+from rewrite.proof.constants import Array, Constant, permuted, reshaped
+from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
+from rewrite.proof.forms import Form, form_of
+from rewrite.proof.linear import Centre, Chain, Diagonal, Matrix, Mean, Scalar
+from rewrite.proof.values import Integers, Value
+
+if TYPE_CHECKING:
+    from rewrite.proof.walk import Walk
+
+Rule = Callable[["Walk", ir.Node, Sequence[Value | None]], "Value | Sequence[Value] | None"]
+"""Results, one value or one for each output; None leaves the operator opaque."""
+
+RULES: dict[tuple[str, str], Rule] = {}
+
+
+def rule(*names: str, domain: str = "") -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[(domain, name)] = function
+        return function
+
+    return register
+
+
+def attribute(node: ir.Node, name: str, default):  # noqa: ANN001, ANN201
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def integers(value: Value | None) -> list[int] | None:
+    """The entries of a constant integer operand."""
+    if isinstance(value, Constant) and value.kind == "i":
+        return [int(entry) for entry in value.whole().reshape(-1)]
+    return None
+
+
+# ── Arithmetic ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@rule("Add", "Sub")
+def addition(walk, node, operands):
+    a, b = (walk.form(operand) for operand in operands)
+    if a.kind != "f":
+        return _integer_identity(walk, operands, neutral=0)
+    return forms.add(a, forms.scaled(b, Scalar(-1.0)) if node.op_type == "Sub" else b)
+
+
+@rule("Sum")
+def summation(walk, node, operands):
+    return forms.add(*(walk.form(operand) for operand in operands))
+
+
+@rule("Neg")
+def negation(walk, node, operands):
+    form = walk.form(operands[0])
+    return forms.scaled(form, Scalar(-1.0)) if form.kind == "f" else None
+
+
+@rule("Mul")
+def multiplication(walk, node, operands):
+    a, b = operands
+    if walk.form(a).kind != "f":
+        return _integer_identity(walk, operands, neutral=1)
+    if isinstance(a, Constant):
+        a, b = b, a
+    return times_constant(walk, walk.form(a), b) if isinstance(b, Constant) else times(walk, walk.form(a), walk.form(b))
+
+
+@rule("Div")
+def division(walk, node, operands):
+    a, b = operands
+    if walk.form(a).kind != "f":
+        return None
+    if isinstance(b, Constant):
+        return times_constant(walk, walk.form(a), walk.computed(1.0 / b.whole(), [b]))
+    return times(walk, walk.form(a), power(walk, walk.form(b), -1.0))
+
+
+def _integer_identity(walk, operands, neutral):
+    """x + 0 and x · 1 over the integers are x; all else is opaque."""
+    for value, other in (operands, operands[::-1]):
+        if isinstance(other, Constant) and other.size == 1 and int(other.whole().reshape(-1)[0]) == neutral:
+            form = walk.form(value)
+            if len(other.shape) <= form.rank:
+                walk.table.pin([other], walk.node)
+                return form
+    return None
+
+
+def times_constant(walk: Walk, form: Form, constant: Constant) -> Form:
+    """x ⊙ c: a number, a diagonal along c's one axis, or else a product like any other."""
+    shape = broadcast(form.shape, tuple(Dim.of(n) for n in constant.shape))
+    wide = forms.widened(form, shape)
+    if constant.size == 1:
+        return forms.scaled(wide, walk.number(constant))
+    long = [axis for axis, n in enumerate(constant.shape) if n != 1]
+    if len(long) == 1:
+        axis = long[0] - len(constant.shape)
+        vector = Diagonal(reshaped(constant, (constant.size,)))
+        return walk.mapped(wide, axis, vector)
+    return times(walk, form, walk.form(constant))
+
+
+def times(walk: Walk, a: Form, b: Form) -> Form:
+    """The product of two values: numbers in front are taken out, x·(mean(x²) + ε)^-½ is read as the RMS core."""
+    shape = broadcast(a.shape, b.shape)
+    for x, y in ((a, b), (b, a)):
+        number = _plain_number(y)
+        if number is not None:
+            return forms.scaled(forms.widened(x, shape), number)
+        core = _rms_core(walk, x, y)
+        if core is not None:
+            return core
+    out = Scalar(1.0)
+    factors: list[int] = []
+    for operand in (a, b):
+        scalar = forms.common_scalar(operand)
+        if scalar is not None:
+            out = Scalar(out.value * scalar.value, out.origins | scalar.origins)
+            operand = forms.scaled(operand, Scalar(1.0 / scalar.value))
+        number = walk.intern(operand)
+        known = walk.table.forms[number].atom
+        if known is not None and known.key[0] == "product" and known.shape == shape:
+            factors += known.key[1]
+        else:
+            factors.append(number)
+    if len(set(factors)) == 1:
+        atom = walk.atom(("power", factors[0], float(len(factors))), shape)
+    else:
+        atom = walk.atom(("product", tuple(sorted(factors))), shape)
+    return forms.scaled(form_of(atom), out)
+
+
+def _plain_number(form: Form) -> Scalar | None:
+    if len(form.terms) == 1 and form.terms[0].atom.key == ("one",) and form.terms[0].axis is None:
+        return form.terms[0].chains[0].scalar if form.shape == () or all(n == ONE for n in form.shape) else None
+    return None
+
+
+@rule("Pow")
+def exponentiation(walk, node, operands):
+    base, exponent = operands
+    if not (isinstance(exponent, Constant) and exponent.size == 1) or walk.form(base).kind != "f":
+        return None
+    walk.table.pin([exponent], walk.node)
+    return power(walk, walk.form(base), float(exponent.whole().reshape(-1)[0]))
+
+
+@rule("Sqrt")
+def square_root(walk, node, operands):
+    return power(walk, walk.form(operands[0]), 0.5)
+
+
+@rule("Reciprocal")
+def reciprocal(walk, node, operands):
+    return power(walk, walk.form(operands[0]), -1.0)
+
+
+def power(walk: Walk, form: Form, exponent: float) -> Form:
+    """xᵖ. Exponents multiply where the inner power is defined on positive numbers only, or is a reciprocal."""
+    if exponent == 1.0:
+        return form
+    number = walk.intern(form)
+    known = walk.table.forms[number].atom
+    if known is not None and known.key[0] == "power" and known.key[2] in (0.5, -0.5, -1.0):
+        number, exponent = known.key[1], exponent * known.key[2]
+        if exponent == 1.0:
+            return walk.table.forms[number]
+    return form_of(walk.atom(("power", number, exponent), form.shape))
+
+
+# ── Norms ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rms(walk: Walk, form: Form, epsilon: float) -> Form:
+    """x / √(mean(x²) + ε) over the last axis. ε is compared as a float32 number, in which it is always written."""
+    walk.note_epsilon(epsilon)
+    return form_of(walk.atom(("rms", walk.intern(form), float(np.float32(epsilon))), form.shape))
+
+
+def _rms_core(walk: Walk, x: Form, y: Form) -> Form | None:
+    """x · (Σx²/d + ε)^-½ where the square is that of x itself."""
+    root = walk.table.forms[walk.intern(y)].atom if len(y.terms) == 1 else None
+    if root is None or root.key[0] != "power" or root.key[2] != -0.5:
+        return None
+    inside = walk.table.forms[root.key[1]]
+    epsilon, square = None, None
+    for term in inside.terms:
+        if term.atom.key == ("one",) and term.axis is None:
+            epsilon = term.chains[0].scalar.value
+        elif term.atom.key[0] == "power" and term.atom.key[2] == 2.0:
+            size = x.shape[-1].constant
+            if size is not None and term.chains == (Chain((Mean(size),)),) and term.axis == len(term.atom.shape) - 1:
+                square = term.atom
+    if epsilon is None or square is None or len(inside.terms) != 2:
+        return None
+    if square.key[1] != walk.intern(x) or inside.shape != (*x.shape[:-1], ONE):
+        return None
+    return rms(walk, x, epsilon)
+
+
+def _normalized_last(node: ir.Node, form: Form) -> bool:
+    axis = attribute(node, "axis", -1)
+    return axis in (-1, form.rank - 1) and form.shape[-1].constant is not None
+
+
+def _scaled_and_shifted(walk, core: Form, scale, bias) -> Form:
+    result = times_constant(walk, core, scale) if isinstance(scale, Constant) else times(walk, core, walk.form(scale))
+    return result if bias is None else forms.add(result, walk.form(bias))
+
+
+def layer_norm(walk, node, form, scale, bias, epsilon):
+    size = form.shape[-1].constant
+    return _scaled_and_shifted(walk, rms(walk, walk.mapped(form, -1, Centre(size)), epsilon), scale, bias)
+
+
+def _unused(node: ir.Node, index: int) -> bool:
+    return len(node.outputs) <= index or not (node.outputs[index].uses() or node.outputs[index].is_graph_output())
+
+
+@rule("LayerNormalization")
+def layer_normalization(walk, node, operands):
+    form = walk.form(operands[0])
+    if not _normalized_last(node, form) or not (_unused(node, 1) and _unused(node, 2)):
+        return None
+    bias = operands[2] if len(operands) > 2 else None
+    return layer_norm(walk, node, form, operands[1], bias, attribute(node, "epsilon", 1e-5))
+
+
+@rule("RMSNormalization")
+@rule("SimplifiedLayerNormalization")
+@rule("SimplifiedLayerNormalization", domain="com.microsoft")
+def rms_normalization(walk, node, operands):
+    form = walk.form(operands[0])
+    if not _normalized_last(node, form) or not _unused(node, 1):
+        return None
+    return _scaled_and_shifted(walk, rms(walk, form, attribute(node, "epsilon", 1e-5)), operands[1], None)
+
+
+def _skip_sum(walk, operands, bias_index):
+    parts = [operands[0], operands[1]]
+    if len(operands) > bias_index and operands[bias_index] is not None:
+        parts.append(operands[bias_index])
+    return forms.add(*(walk.form(part) for part in parts))
+
+
+@rule("SkipSimplifiedLayerNormalization", domain="com.microsoft")
+def skip_rms_normalization(walk, node, operands):
+    total = _skip_sum(walk, operands, 3)
+    if not (_unused(node, 1) and _unused(node, 2)) or total.shape[-1].constant is None:
+        return None
+    core = rms(walk, total, attribute(node, "epsilon", 1e-12))
+    return [_scaled_and_shifted(walk, core, operands[2], None), total, total, total]
+
+
+@rule("SkipLayerNormalization", domain="com.microsoft")
+def skip_layer_normalization(walk, node, operands):
+    total = _skip_sum(walk, operands, 4)
+    if not (_unused(node, 1) and _unused(node, 2)) or total.shape[-1].constant is None:
+        return None
+    bias = operands[3] if len(operands) > 3 else None
+    result = layer_norm(walk, node, total, operands[2], bias, attribute(node, "epsilon", 1e-12))
+    return [result, total, total, total]
+
+
+@rule("BatchNormalization")
+def batch_normalization(walk, node, operands):
+    """Frozen statistics only: (x − μ)·γ/√(σ² + ε) + β on axis 1."""
+    if attribute(node, "training_mode", 0) or not all(isinstance(o, Constant) for o in operands[1:]):
+        return None
+    gamma, beta, mean, variance = (operand.whole() for operand in operands[1:5])
+    factor = gamma / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
+    shift = beta - factor * mean
+    form = walk.form(operands[0])
+    used = list(operands[1:5])
+    scaled = walk.mapped(form, 1, Diagonal(walk.computed(factor, used)))
+    return forms.add(scaled, walk.form(walk.computed(shift.reshape(-1, *[1] * (form.rank - 2)), used)))
+
+
+# ── Linear operators ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@rule("MatMul")
+def matrix_product(walk, node, operands):
+    return matmul(walk, operands[0], operands[1])
+
+
+def matmul(walk, a, b):
+    if isinstance(b, Constant) and len(b.shape) == 2:
+        return walk.mapped(walk.form(a), -1, Matrix(b))
+    return contraction(walk, walk.form(a), walk.form(b))
+
+
+def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
+    """A·B of two values; numbers in front are taken out."""
+    if a.rank < 2 or b.rank < 2 or a.kind != "f":
+        return None
+    out, numbers = Scalar(1.0), []
+    for operand in (a, b):
+        scalar = forms.common_scalar(operand)
+        if scalar is not None:
+            out = Scalar(out.value * scalar.value, out.origins | scalar.origins)
+            operand = forms.scaled(operand, Scalar(1.0 / scalar.value))
+        numbers.append(walk.intern(operand))
+    shape = (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    return forms.scaled(form_of(walk.atom(("contraction", *numbers), shape)), out)
+
+
+def _transposed(walk, value):
+    if isinstance(value, Constant):
+        order = (*range(len(value.shape) - 2), len(value.shape) - 1, len(value.shape) - 2)
+        return permuted(value, order)
+    form = walk.form(value)
+    return forms.transpose(form, (*range(form.rank - 2), form.rank - 1, form.rank - 2))
+
+
+@rule("Gemm")
+def general_matrix_product(walk, node, operands):
+    a = _transposed(walk, operands[0]) if attribute(node, "transA", 0) else operands[0]
+    b = _transposed(walk, operands[1]) if attribute(node, "transB", 0) else operands[1]
+    result = matmul(walk, a, b)
+    if result is None:
+        return None
+    result = forms.scaled(result, Scalar(float(attribute(node, "alpha", 1.0))))
+    if len(operands) > 2 and operands[2] is not None:
+        beta = Scalar(float(attribute(node, "beta", 1.0)))
+        result = forms.add(result, forms.scaled(walk.form(operands[2]), beta))
+    return result
+
+
+@rule("FusedMatMul", domain="com.microsoft")
+def fused_matrix_product(walk, node, operands):
+    if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
+        return None
+    a = _transposed(walk, operands[0]) if attribute(node, "transA", 0) else operands[0]
+    b = _transposed(walk, operands[1]) if attribute(node, "transB", 0) else operands[1]
+    result = matmul(walk, a, b)
+    return None if result is None else forms.scaled(result, Scalar(float(attribute(node, "alpha", 1.0))))
+
+
+@rule("Conv")
+def convolution(walk, node, operands):
+    """A product with the kernel of the unfolded input, where groups = 1; opaque in its kernel otherwise."""
+    x, kernel = walk.form(operands[0]), operands[1]
+    if not isinstance(kernel, Constant):
+        return None
+    window = _window(node, x, kernel.shape[2:])
+    if window is None:
+        return None
+    settings, spatial = window
+    out, channels = kernel.shape[0], kernel.shape[1]
+    if attribute(node, "group", 1) == 1:
+        width = channels * math.prod(kernel.shape[2:])
+        unfolded = walk.atom(
+            ("unfold", walk.intern(x), kernel.shape[2:], settings), (x.shape[0], *spatial, Dim.of(width))
+        )
+        matrix = permuted(reshaped(kernel, (out, width)), (1, 0))
+        last = walk.mapped(form_of(unfolded), -1, Matrix(matrix))
+        result = forms.transpose(last, (0, last.rank - 1, *range(1, last.rank - 1)))
+    else:
+        key = ("conv", walk.intern(x), walk.operand(kernel), settings, attribute(node, "group", 1))
+        result = form_of(walk.atom(key, (x.shape[0], Dim.of(out), *spatial)))
+    if len(operands) > 2 and operands[2] is not None:
+        bias = operands[2]
+        if not isinstance(bias, Constant):
+            return None
+        result = forms.add(result, walk.form(reshaped(bias, (out, *[1] * len(spatial)))))
+    return result
+
+
+def _window(node: ir.Node, x: Form, kernel: tuple[int, ...]) -> tuple[tuple, Shape] | None:
+    """Strides, pads and dilations written out, and the spatial sizes of the result."""
+    rank = len(kernel)
+    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    strides = tuple(attribute(node, "strides", (1,) * rank))
+    dilations = tuple(attribute(node, "dilations", (1,) * rank))
+    pads = tuple(attribute(node, "pads", (0,) * (2 * rank)))
+    if attribute(node, "auto_pad", "NOTSET") == "VALID":
+        pads = (0,) * (2 * rank)
+    spatial = []
+    for axis in range(rank):
+        reach = pads[axis] + pads[axis + rank] - dilations[axis] * (kernel[axis] - 1) - 1
+        size = x.shape[2 + axis] + reach
+        if size.constant is not None:
+            spatial.append(Dim.of(size.constant // strides[axis] + 1))
+        elif strides[axis] == 1:
+            spatial.append(size + 1)
+        else:
+            spatial.append(opaque("floor", size, strides[axis]) + 1)
+    return (strides, pads, dilations), tuple(spatial)
+
+
+@rule("Gather")
+def gathering(walk, node, operands):
+    data, indices = operands
+    axis = attribute(node, "axis", 0)
+    if isinstance(data, Integers):
+        return data.gathered(indices, axis)
+    if isinstance(data, Constant):
+        if data.kind != "f" or len(data.shape) != 2 or axis not in (0, -2):
+            return None
+        shape = (*walk.shape(indices), Dim.of(data.shape[0]))
+        rows = walk.atom(("onehot", walk.operand(indices), data.shape[0]), shape)
+        return walk.mapped(form_of(rows), -1, Matrix(data))
+    form = walk.form(data)
+    positions = integers(indices)
+    if positions is None:
+        return None
+    axis %= form.rank
+    walk.table.pin([indices], walk.node)
+    size = form.shape[axis].constant
+    if any(p < 0 for p in positions):
+        if size is None:
+            # An index from the end of an axis of unknown size.
+            if len(positions) != 1 or len(indices.shape) > 1:
+                return None
+            start = form.shape[axis] + positions[0]
+        else:
+            positions = [p % size for p in positions]
+            start = Dim.of(positions[0])
+    else:
+        start = Dim.of(positions[0])
+    if indices.shape == ():
+        single = forms.take(form, axis, start, ONE)
+        return forms.reshape(single, (*single.shape[:axis], *single.shape[axis + 1 :]))
+    if len(indices.shape) != 1:
+        return None
+    if positions == list(range(positions[0], positions[0] + len(positions))):
+        return forms.take(form, axis, start, Dim.of(len(positions)))
+    digest = Array(np.array(positions)).digest
+    return forms.take(form, axis, Dim.of(0), Dim.of(len(positions)), digest)
+
+
+@rule("ReduceMean", "ReduceSum")
+def reduction(walk, node, operands):
+    form = walk.form(operands[0])
+    if form.kind != "f":
+        return None
+    axes = attribute(node, "axes", None)
+    if len(operands) > 1 and operands[1] is not None:
+        axes = integers(operands[1])
+        if axes is None:
+            return None
+        walk.table.pin([operands[1]], walk.node)
+    if not axes:
+        if attribute(node, "noop_with_empty_axes", 0):
+            return form
+        axes = range(form.rank)
+    axes = sorted(axis % form.rank for axis in axes)
+    keep = bool(attribute(node, "keepdims", 1))
+    mean = node.op_type == "ReduceMean"
+    size = form.shape[-1].constant
+    if axes == [form.rank - 1] and size is not None:
+        result = walk.mapped(form, -1, Mean(size))
+        result = result if mean else forms.scaled(result, Scalar(float(size)))
+    else:
+        result = _reduced_elsewhere(walk, form, axes, mean)
+        if result is None:
+            return None
+    if keep:
+        return result
+    return forms.reshape(result, tuple(n for axis, n in enumerate(result.shape) if axis not in axes))
+
+
+def _reduced_elsewhere(walk: Walk, form: Form, axes: list[int], mean: bool) -> Form | None:
+    """A mean or sum over axes on which no map acts: it goes inside, to the atoms, and the maps stay outside."""
+    shape = tuple(ONE if axis in axes else n for axis, n in enumerate(form.shape))
+    count = product(form.shape[axis] for axis in axes)
+    parts: list[Form] = []
+    for term in form.terms:
+        if not any(term.view.axes[axis] for axis in axes):
+            if not mean and count.constant is None:
+                return None
+            part = Form(shape, (term,))
+            parts.append(part if mean else forms.scaled(part, Scalar(float(count.constant or 0))))
+            continue
+        position = None
+        bare = form.shape
+        axes_of_view = list(term.view.axes)
+        if term.axis is not None:
+            places = [axis for axis in range(form.rank) if term.whole(axis) == term.axis]
+            if len(places) != 1 or places[0] in axes:
+                return None
+            position = places[0]
+            size = term.atom.shape[term.axis]
+            axes_of_view[position] = (forms.Piece(term.axis, ONE, size),)
+            bare = (*form.shape[:position], size, *form.shape[position + 1 :])
+        inner = Form(bare, (forms.Term(term.atom, forms.View(tuple(axes_of_view), term.view.fixed), None, forms.IDENTITY),))
+        reduced = tuple(ONE if axis in axes else n for axis, n in enumerate(bare))
+        atom = walk.atom(("mean" if mean else "sum", walk.intern(inner), tuple(axes)), reduced)
+        view = list(forms.identity_view(atom).axes)
+        if position is not None:
+            view[position] = (forms.Piece(position, ONE, form.shape[position]),)
+        parts.append(Form(shape, (forms.Term(atom, forms.View(tuple(view)), position, term.chains),)))
+    return forms.collect(shape, (term for part in parts for term in part.terms))
+
+
+# ── Activations written out, and their fused forms ──────────────────────────────────────────────────────────────────
+
+
+def unary(walk: Walk, name: str, form: Form) -> Form:
+    """An elementwise function by its ONNX name; the same atom that the operator itself makes."""
+    return form_of(walk.atom(walk.opaque_key("", name, {}, [walk.operand(form)]), form.shape))
+
+
+def _number(value: float) -> Scalar:
+    return Scalar(value)
+
+
+def gelu_exact(walk: Walk, x: Form) -> Form:
+    inner = unary(walk, "Erf", forms.scaled(x, Scalar(1.0 / math.sqrt(2.0))))
+    return times(walk, forms.scaled(x, Scalar(0.5)), forms.add(inner, walk.constant(1.0)))
+
+
+def gelu_tanh(walk: Walk, x: Form) -> Form:
+    cubic = forms.add(x, forms.scaled(power(walk, x, 3.0), Scalar(0.044715)))
+    inner = unary(walk, "Tanh", forms.scaled(cubic, Scalar(math.sqrt(2.0 / math.pi))))
+    return times(walk, forms.scaled(x, Scalar(0.5)), forms.add(inner, walk.constant(1.0)))
+
+
+@rule("Gelu")
+@rule("Gelu", domain="com.microsoft")
+def gelu(walk, node, operands):
+    x = walk.form(operands[0])
+    return gelu_tanh(walk, x) if attribute(node, "approximate", "none") == "tanh" else gelu_exact(walk, x)
+
+
+@rule("BiasGelu", domain="com.microsoft")
+def bias_gelu(walk, node, operands):
+    return gelu_exact(walk, forms.add(walk.form(operands[0]), walk.form(operands[1])))
+
+
+@rule("FastGelu", domain="com.microsoft")
+def fast_gelu(walk, node, operands):
+    x = walk.form(operands[0])
+    if len(operands) > 1 and operands[1] is not None:
+        x = forms.add(x, walk.form(operands[1]))
+    return gelu_tanh(walk, x)
+
+
+@rule("QuickGelu", domain="com.microsoft")
+def quick_gelu(walk, node, operands):
+    x = walk.form(operands[0])
+    inner = forms.scaled(x, Scalar(float(attribute(node, "alpha", 1.702))))
+    return times(walk, x, unary(walk, "Sigmoid", inner))
+
+
+@rule("Swish")
+def swish(walk, node, operands):
+    x = walk.form(operands[0])
+    return times(walk, x, unary(walk, "Sigmoid", forms.scaled(x, Scalar(float(attribute(node, "alpha", 1.0))))))
+
+
+# ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def softmax(walk: Walk, form: Form, axis: int) -> Form:
+    key = walk.opaque_key("", "Softmax", {"axis": axis % form.rank - form.rank}, [walk.operand(form)])
+    return form_of(walk.atom(key, form.shape))
+
+
+@rule("Softmax")
+def softmax_operator(walk, node, operands):
+    return softmax(walk, walk.form(operands[0]), attribute(node, "axis", -1))
+
+
+def attend(walk: Walk, query: Form, key: Form, value: Form, bias: Form | None, scale: float) -> Form | None:
+    """softmax(scale·q·kᵀ + bias)·v for (batch, heads, length, head size); heads of k and v are repeated to q's."""
+    repeated = []
+    for states in (key, value):
+        heads = states.shape[1].quotient(query.shape[1])
+        groups = query.shape[1].quotient(states.shape[1])
+        if groups is None:
+            return None
+        if heads != ONE:
+            batch, kv, length, size = states.shape
+            split = forms.reshape(states, (batch, kv, ONE, length, size))
+            if split is None:
+                return None
+            wide = forms.widened(split, (batch, kv, groups, length, size))
+            states = forms.reshape(wide, (batch, kv * groups, length, size))
+            if states is None:
+                return None
+        repeated.append(states)
+    scores = contraction(walk, query, forms.transpose(repeated[0], (0, 1, 3, 2)))
+    if scores is None:
+        return None
+    scores = forms.scaled(scores, Scalar(scale))
+    if bias is not None:
+        scores = forms.add(scores, bias)
+    return contraction(walk, softmax(walk, scores, -1), repeated[1])
+
+
+@rule("Attention")
+def attention(walk, node, operands):
+    """The ONNX operator (opset 23), without past, softcap or causal flag: those stay opaque."""
+    query, key, value = (walk.form(operand) for operand in operands[:3])
+    extra = [operand for operand in operands[4:] if operand is not None]
+    if extra or len([o for o in node.outputs if o.uses() or o.is_graph_output()]) > 1:
+        return None
+    if attribute(node, "softcap", 0.0) or attribute(node, "is_causal", 0):
+        return None
+    mask = operands[3] if len(operands) > 3 else None
+    bias = walk.form(mask) if mask is not None else None
+    if bias is not None and bias.kind != "f":
+        return None
+    packed = query.rank == 3
+    if packed:
+        split = [
+            _heads(states, attribute(node, "kv_num_heads" if index else "q_num_heads", 0))
+            for index, states in enumerate((query, key, value))
+        ]
+        if any(part is None for part in split):
+            return None
+        query, key, value = split
+    size = query.shape[-1].constant
+    scale = attribute(node, "scale", None)
+    if scale is None:
+        if size is None:
+            return None
+        scale = 1.0 / math.sqrt(size)
+    result = attend(walk, query, key, value, bias, float(scale))
+    return _joined_heads(result) if packed and result is not None else result
+
+
+def _heads(form: Form, heads: int) -> Form | None:
+    """(batch, length, heads·size) → (batch, heads, length, size)."""
+    size = form.shape[2].quotient(Dim.of(heads)) if heads else None
+    if size is None:
+        return None
+    split = forms.reshape(form, (form.shape[0], form.shape[1], Dim.of(heads), size))
+    return None if split is None else forms.transpose(split, (0, 2, 1, 3))
+
+
+def _joined_heads(form: Form) -> Form | None:
+    """(batch, heads, length, size) → (batch, length, heads·size)."""
+    batch, heads, length, size = form.shape
+    return forms.reshape(forms.transpose(form, (0, 2, 1, 3)), (batch, length, heads * size))
+
+
+@rule("MultiHeadAttention", domain="com.microsoft")
+def multi_head_attention(walk, node, operands):
+    """Packed (batch, length, heads·size) queries, keys and values, with an additive attention bias (input 5)."""
+    if any(o is not None for index, o in enumerate(operands) if index not in (0, 1, 2, 5)):
+        return None
+    if attribute(node, "unidirectional", 0) or len(node.outputs) > 1:
+        return None
+    heads = attribute(node, "num_heads", 0)
+    query, key, value = (walk.form(operand) for operand in operands[:3])
+    if query.rank != 3:
+        return None
+    parts = [_heads(query, heads)]
+    parts += [_heads(states, heads) if states.rank == 3 else states for states in (key, value)]
+    if any(part is None for part in parts):
+        return None
+    size = parts[0].shape[-1].constant
+    scale = attribute(node, "scale", 0.0) or (1.0 / math.sqrt(size) if size else None)
+    if scale is None:
+        return None
+    bias = walk.form(operands[5]) if len(operands) > 5 and operands[5] is not None else None
+    result = attend(walk, *parts, bias, float(scale))
+    return None if result is None else _joined_heads(result)

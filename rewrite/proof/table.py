@@ -1,0 +1,160 @@
+"""Names for values that are equal: the table that both graphs share.
+
+`intern` gives a form its number. A form of the rewritten graph gets the number of the original's form that it equals,
+if there is one, and with it the demands on shipped constants under which it does; otherwise a number of its own, and
+whatever is computed from it has no counterpart either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewrite.proof.constants import Constant, sources
+from rewrite.proof.dimensions import Shape
+from rewrite.proof.forms import IDENTITY, Atom, Form, Term
+from rewrite.proof.linear import SHIPPED, Comparer, Demand, Match, Mismatch, Outcome
+
+
+@dataclass
+class Stranger:
+    """A value of the rewritten graph that equals none of the original's: where, and why not."""
+
+    node: str
+    reason: str
+    ulps: float = 0.0
+
+
+@dataclass
+class Table:
+    comparer: Comparer = field(default_factory=Comparer)
+    atoms: dict[tuple[Any, ...], Atom] = field(default_factory=dict)
+    forms: list[Form] = field(default_factory=list)
+    strangers: dict[int, Stranger] = field(default_factory=dict)
+    demands: dict[Demand, str] = field(default_factory=dict)
+    ulps: float = 0.0
+    _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _alike: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
+    _constants: dict[tuple[Any, ...], list[Constant]] = field(default_factory=dict)
+
+    def atom(self, key: tuple[Any, ...], shape: Shape, kind: str, node: str, side: str) -> Atom:
+        """The one atom of this key. Its shape is the first seen, which is the original's where it occurs there."""
+        if key not in self.atoms:
+            self.atoms[key] = Atom(len(self.atoms), key, shape, kind, node, side)
+        return self.atoms[key]
+
+    def intern(self, form: Form, side: str, node: str, hint: int | None = None) -> int:
+        """The number of `form`; `hint` is the number of the original's value of the same name, tried first."""
+        number = self._numbers.get(form.key)
+        if number is not None:
+            return number
+        alike = self._alike.setdefault(form.skeleton, [])
+        nearest: Mismatch | None = None
+        for candidate in sorted(alike, key=lambda n: n != hint):
+            outcome = self.match(form, self.forms[candidate])
+            if isinstance(outcome, Match) and (side == "rewritten" or outcome.ulps == 0.0):
+                self.commit(outcome, node)
+                self._numbers[form.key] = candidate
+                return candidate
+            if isinstance(outcome, Mismatch) and (nearest is None or candidate == hint or outcome.ulps < nearest.ulps):
+                nearest = nearest if nearest is not None and candidate != hint and hint in alike else outcome
+        number = len(self.forms)
+        self.forms.append(form)
+        self._numbers[form.key] = number
+        alike.append(number)
+        if side == "rewritten":
+            self.strangers[number] = self._stranger(form, node, nearest)
+        return number
+
+    def _stranger(self, form: Form, node: str, nearest: Mismatch | None) -> Stranger:
+        for term in form.terms:
+            if term.atom.side == "rewritten":
+                return Stranger(term.atom.node, f"no value of the original equals the result of {term.atom.node}")
+        if nearest is not None:
+            return Stranger(node, nearest.reason, nearest.ulps)
+        return Stranger(node, "no value of the original is the same sum of the same nonlinear results")
+
+    def match(self, rewritten: Form, original: Form) -> Outcome:
+        """Whether two forms of one skeleton are equal."""
+        if rewritten.skeleton != original.skeleton:
+            return Mismatch("values are sums of different nonlinear results")
+        total = Match()
+        for ours, theirs in _pairs(rewritten, original):
+            term = ours or theirs
+            if term is None:
+                continue
+            axes = {t.axis for t in (ours, theirs) if t is not None} - {None}
+            if len(axes) > 1:
+                return Mismatch("maps act on different axes")
+            axis = next(iter(axes), None)
+            size = term.atom.shape[axis].constant if axis is not None else None
+            outcome = self.comparer.compare(
+                ours.chains if ours else (), theirs.chains if theirs else (), size
+            )
+            if isinstance(outcome, Mismatch):
+                return outcome
+            total = total + outcome
+        return total
+
+    def commit(self, match: Match, node: str) -> None:
+        self.ulps = max(self.ulps, match.ulps)
+        for demand in match.demands:
+            self.demands.setdefault(demand, node)
+
+    def pin(self, constants: Iterable[Constant], node: str) -> None:
+        """Constants that were used as they are."""
+        for constant in constants:
+            for stored in sources(constant):
+                if stored.side == "rewritten":
+                    self.demands.setdefault(Demand(stored.name, (), SHIPPED), node)
+
+    def constant_number(self, constant: Constant, node: str) -> tuple[Any, ...]:
+        """A name for a constant operand of an opaque operator: equal values, equal names."""
+        self.pin([constant], node)
+        alike = self._constants.setdefault((constant.shape, constant.kind), [])
+        for index, known in enumerate(alike):
+            if self.comparer.same_constant(constant, known):
+                return ("constant", constant.shape, constant.kind, index)
+        alike.append(constant)
+        return ("constant", constant.shape, constant.kind, len(alike) - 1)
+
+    def conflict(self) -> tuple[str, str] | None:
+        """A shipped constant of which two uses demand different values: its name, and the second use's node."""
+        asked: dict[str, list[tuple[Demand, str]]] = {}
+        for demand, node in self.demands.items():
+            for other, _ in asked.setdefault(demand.name, []):
+                if demand.value == other.value and (demand.layout == other.layout or demand.value == SHIPPED):
+                    continue
+                if _disjoint(demand.layout, other.layout) and SHIPPED not in (demand.value, other.value):
+                    continue
+                return demand.name, node
+            asked[demand.name].append((demand, node))
+        return None
+
+
+def _disjoint(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether two layouts are slices of the same tensor that share no entry."""
+    if len(a) != len(b) or not a or a[0] != b[0]:
+        return False
+    if a[0] == "sliced" and a[2] == b[2]:
+        return any(x1 <= y0 or y1 <= x0 for (x0, x1), (y0, y1) in zip(a[1], b[1]))
+    return a[1] == b[1] and a[0] in ("permuted", "reshaped") and _disjoint(a[2], b[2]) if len(a) == 3 else False
+
+
+def _pairs(rewritten: Form, original: Form) -> list[tuple[Term | None, Term | None]]:
+    """Terms of equal atom and view, in order; additive constants may stand on one side only."""
+    pairs: list[tuple[Term | None, Term | None]] = []
+    ours = [t for t in rewritten.terms if t.atom.key != ("one",)]
+    theirs = [t for t in original.terms if t.atom.key != ("one",)]
+    pairs += list(zip(ours, theirs))
+    constants: dict[Any, list[Term | None]] = {}
+    for side, form in enumerate((rewritten, original)):
+        for term in form.terms:
+            if term.atom.key == ("one",):
+                # Numbers and vectors constant along the same axes are told apart by their views.
+                constants.setdefault(term.view, [None, None])[side] = term
+    return pairs + [(a, b) for a, b in constants.values()]
+
+
+__all__ = ["IDENTITY", "Stranger", "Table"]

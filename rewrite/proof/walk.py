@@ -1,0 +1,384 @@
+"""One graph brought to normal form, node by node in topological order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from rewrite.proof import forms, layouts
+from rewrite.proof.constants import Array, Constant, Stored, reshaped
+from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, parse
+from rewrite.proof.forms import Form, Term, View, form_of, tidy
+from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Factor, Matrix, Mean, Scalar, Spread
+from rewrite.proof.rules import RULES, integers
+from rewrite.proof.shapes import result_shape
+from rewrite.proof.table import Table
+from rewrite.proof.values import Integers, Value
+
+FOLDED_ELEMENTS = 1 << 24
+"""Constants up to this size may be computed with at once; larger ones only change layout."""
+
+COMMUTATIVE = frozenset("And Or Xor Equal Max Min Add Mul BitwiseAnd BitwiseOr BitwiseXor".split())
+RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
+BOOLEAN = frozenset("And Or Xor Not Equal Less LessOrEqual Greater GreaterOrEqual IsNaN IsInf".split())
+
+
+class Walk:
+    """The values of one graph in normal form. `side` is 'original' or 'rewritten'; `table` is shared by both.
+
+    `partner` is the original's walk when this is the rewritten graph: values of the same name are tried first when two
+    values are compared, which saves comparisons and decides nothing.
+    """
+
+    def __init__(self, model: ir.Model, side: str, table: Table, partner: Walk | None = None) -> None:
+        self.model, self.side, self.table, self.partner = model, side, table, partner
+        self.values: dict[str, Value] = {}
+        self.node = ""
+        self.epsilon_ulps = 0.0
+        self._dimensions = self._input_dimensions()
+        self._hint: int | None = None
+        self._unique = 0
+
+    # ── The walk ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self) -> None:
+        graph = self.model.graph
+        for value in graph.inputs:
+            # An initializer that is also an input can be overridden: it is an input, not a constant.
+            kind = self.kind_of_dtype(value.dtype)
+            self.values[value.name or ""] = form_of(
+                self.atom(("input", value.name, kind), self._declared(value) or (), kind)
+            )
+        for name, value in graph.initializers.items():
+            if name not in self.values and value.const_value is not None:
+                self.values[name] = Stored(self.side, name, value.const_value)
+        for node in graph:
+            self.node = node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
+            self._hint = self._partner_number(node)
+            self._assign(node, self._results(node))
+
+    def _results(self, node: ir.Node) -> Sequence[Value]:
+        domain = "" if node.domain in ("", "ai.onnx") else node.domain
+        if domain == "" and node.op_type == "Constant":
+            return [self._constant_node(node)]
+        operands = [None if value is None else self.values[value.name or ""] for value in node.inputs]
+        known = [operand for operand in operands if operand is not None]
+        if domain == "" and any(isinstance(o, Integers) for o in known):
+            arithmetic = layouts.integer_arithmetic(self, node, operands)
+            if arithmetic is not None:
+                return [arithmetic]
+        apply = RULES.get((domain, node.op_type))
+        if known and all(isinstance(o, Constant) for o in known) and not (apply and _keeps_constants(node)):
+            folded = self._folded(node, operands)
+            if folded is not None:
+                return folded
+        if apply is not None:
+            result = apply(self, node, operands)
+            if result is not None:
+                return [result] if isinstance(result, Constant | Integers | Form) else result
+        return self._opaque(node, operands)
+
+    def _assign(self, node: ir.Node, results: Sequence[Value]) -> None:
+        for output, result in zip(node.outputs, results):
+            if output.name:
+                self.values[output.name] = result
+
+    def _partner_number(self, node: ir.Node) -> int | None:
+        """The number of the original's value that the first operand's namesake is, if it has one."""
+        if self.partner is None:
+            return None
+        for value in node.inputs:
+            namesake = self.partner.values.get(value.name or "") if value is not None else None
+            if isinstance(namesake, Form):
+                return self.table._numbers.get(namesake.key)
+        return None
+
+    # ── What rules use ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def form(self, value: Value | None) -> Form:
+        if isinstance(value, Form):
+            return value
+        if isinstance(value, Integers):
+            shape = tuple(Dim.of(n) for n in value.shape)
+            return form_of(self.atom(value.key, shape, "int64"))
+        if value is None:
+            raise ValueError(f"{self.node}: an operand is missing")
+        return self._constant_form(value)
+
+    def constant(self, value: float) -> Form:
+        """A number that an operator's definition holds."""
+        return self._constant_form(Array(np.array(value)))
+
+    def shape(self, value: Value | None) -> Shape:
+        if isinstance(value, Form):
+            return value.shape
+        return tuple(Dim.of(n) for n in value.shape) if value is not None else ()
+
+    def intern(self, form: Form) -> int:
+        return self.table.intern(form, self.side, self.node, self._hint)
+
+    def operand(self, value: Value | None) -> tuple[Any, ...]:
+        """What an opaque operator's key says of an operand."""
+        if value is None:
+            return ("none",)
+        if isinstance(value, Constant):
+            return self.table.constant_number(value, self.node)
+        if isinstance(value, Integers):
+            return value.key
+        return ("form", self.intern(value))
+
+    def atom(self, key: tuple[Any, ...], shape: Shape, kind: str = "f"):
+        return self.table.atom(key, shape, kind, self.node, self.side)
+
+    def opaque_key(self, domain: str, name: str, attributes: dict[str, Any], operands: list[Any]) -> tuple[Any, ...]:
+        return ("operator", domain, name, tuple(sorted(attributes.items())), tuple(operands), 0)
+
+    def mapped(self, form: Form, axis: int, factor: Factor) -> Form:
+        """`form` followed by `factor`; where its own maps are in the way, they are closed off into an atom first."""
+        result = forms.mapped(form, axis, factor)
+        if result is None:
+            number = self.intern(form)
+            atom = self.atom(("value", number), form.shape)
+            result = forms.mapped(form_of(atom), axis, factor)
+        if result is None:
+            raise ValueError(f"{self.node}: axis {axis} of {form.shape} is not static")
+        return result
+
+    def number(self, constant: Constant) -> Scalar:
+        """A constant of one element as a number."""
+        origin = constant.stored
+        names = frozenset({origin.name}) if origin is not None and origin.side == "rewritten" else frozenset()
+        return Scalar(float(constant.whole().reshape(-1)[0]), names)
+
+    def computed(self, values: np.ndarray, used: Iterable[Constant]) -> Array:
+        """A constant that was computed from others, which must then be exactly as they are."""
+        self.table.pin(used, self.node)
+        return Array(np.asarray(values))
+
+    def pin(self, value: Value | None) -> None:
+        if isinstance(value, Constant):
+            self.table.pin([value], self.node)
+
+    def small(self, constant: Constant) -> np.ndarray | None:
+        return constant.whole() if constant.size <= FOLDED_ELEMENTS else None
+
+    def note_epsilon(self, epsilon: float) -> None:
+        """ε is compared as float32; one that is no float32 number is off by up to half an ulp of it."""
+        nearest = float(np.float32(epsilon))
+        if nearest != epsilon and epsilon > 0:
+            self.table.ulps = max(self.table.ulps, abs(nearest - epsilon) / (nearest * SINGLE_ULP))
+
+    @staticmethod
+    def kind_of_dtype(dtype: ir.DataType | int | None) -> str:
+        dtype = ir.DataType(dtype) if dtype is not None else ir.DataType.UNDEFINED
+        if dtype.is_floating_point():
+            return "f"
+        return "b" if dtype == ir.DataType.BOOL else dtype.name.lower()
+
+    # ── Constants ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _constant_form(self, constant: Constant) -> Form:
+        shape = tuple(Dim.of(n) for n in constant.shape)
+        if constant.kind != "f":
+            kind = "b" if constant.kind == "b" else "int64"
+            return form_of(self.atom(self.table.constant_number(constant, self.node), shape, kind))
+        one = self.table.atom(("one",), (ONE,), "f", "", "original")
+        blank: tuple[forms.Axis, ...] = ((),) * len(shape)
+        if constant.size == 1:
+            chain = Chain().scaled(self.number(constant))
+            return Form(shape, () if chain is None else (Term(one, View(blank), None, (chain,)),))
+        long = [axis for axis, n in enumerate(constant.shape) if n != 1]
+        last = long[-1]
+        width = constant.shape[last]
+        axes = list(blank)
+        if len(long) == 1:
+            chain = Chain((Matrix(reshaped(constant, (1, width))),))
+            axes[last] = (forms.Piece(0, ONE, Dim.of(width)),)
+            return Form(shape, (Term(one, View(tuple(axes)), 0, (chain,)),))
+        rows = constant.size // width
+        eye = self.table.atom(("eye", rows), (Dim.of(rows), Dim.of(rows)), "f", "", "original")
+        stride = rows
+        for axis in long[:-1]:
+            stride //= constant.shape[axis]
+            axes[axis] = tidy([forms.Piece(0, Dim.of(stride), shape[axis])])
+        axes[last] = (forms.Piece(1, ONE, Dim.of(width)),)
+        chain = Chain((Matrix(reshaped(constant, (rows, width))),))
+        return Form(shape, (Term(eye, View(tuple(axes)), 1, (chain,)),))
+
+    def _constant_node(self, node: ir.Node) -> Value:
+        for name, attribute in node.attributes.items():
+            if name == "value":
+                return Array(_real(attribute.value.numpy()))
+            if name in ("value_float", "value_floats"):
+                return Array(np.asarray(np.float32(attribute.value), np.float64))
+            if name in ("value_int", "value_ints"):
+                return Array(np.asarray(attribute.value, np.int64))
+        return self._opaque(node, [])[0]
+
+    def _folded(self, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value] | None:
+        """An operator on small constants, evaluated by ONNX's own reference in float64."""
+        constants = [operand for operand in operands if isinstance(operand, Constant)]
+        if sum(c.size for c in constants) > FOLDED_ELEMENTS or node.op_type in RANDOM or node.domain not in ("", "ai.onnx"):
+            return None
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            return None
+        try:
+            results = _evaluate(node, [o.whole() if isinstance(o, Constant) else None for o in operands], self._opset())
+        except Exception:  # noqa: BLE001 - whatever the reference cannot evaluate is left to the rules
+            return None
+        self.table.pin(constants, self.node)
+        return [Array(_real(np.asarray(result))) for result in results]
+
+    def _opset(self) -> int:
+        return self.model.opset_imports.get("", 23)
+
+    # ── Opaque operators ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _opaque(self, node: ir.Node, operands: Sequence[Value | None]) -> list[Value]:
+        domain = "" if node.domain in ("", "ai.onnx") else node.domain
+        attributes = self._attributes(node, domain)
+        keys: list[Any] = [self.operand(operand) for operand in operands]
+        while keys and keys[-1] == ("none",):
+            keys.pop()
+        if domain == "" and node.op_type in COMMUTATIVE:
+            keys.sort(key=repr)
+        if attributes is None or node.op_type in RANDOM:
+            # Equal to nothing, not even to itself in the other graph.
+            self._unique += 1
+            attributes = {"unique": (self.side, self._unique)}
+        results: list[Value] = []
+        base = self.opaque_key(domain, node.op_type, attributes, keys)
+        for index, output in enumerate(node.outputs):
+            shape = self._result_shape(node, operands, output, index)
+            kind = "b" if domain == "" and node.op_type in BOOLEAN else self._result_kind(node, output, operands)
+            key = (*base[:-1], index)
+            known = self.table.atoms.get(key)
+            if shape is None and known is None:
+                if not output.uses() and not output.is_graph_output():
+                    continue
+                raise ValueError(f"the shape of what {node.op_type} gives is not known")
+            shape = known.shape if known is not None else shape or ()
+            results.append(form_of(self.atom(key, shape, kind)))
+        return results
+
+    def _attributes(self, node: ir.Node, domain: str) -> dict[str, Any] | None:
+        """Attributes with the operator's defaults filled in, and the version of its meaning; None for subgraphs."""
+        result: dict[str, Any] = {}
+        if domain == "":
+            try:
+                schema = onnx.defs.get_schema(node.op_type, self._opset(), "")
+            except onnx.defs.SchemaError:
+                return None
+            for name, declared in schema.attributes.items():
+                if declared.default_value.type:
+                    result[name] = _plain(onnx.helper.get_attribute_value(declared.default_value))
+        for name, attribute in node.attributes.items():
+            if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+                return None
+            value = attribute.value
+            result[name] = Array(value.numpy()).digest if isinstance(value, ir.TensorProtocol) else _plain(value)
+        if isinstance(result.get("axis"), int) and node.inputs and node.inputs[0] is not None:
+            rank = len(self.shape(self.values.get(node.inputs[0].name or "")))
+            result["axis"] = result["axis"] % rank - rank if rank else result["axis"]
+        return result
+
+    def _result_shape(
+        self, node: ir.Node, operands: Sequence[Value | None], output: ir.Value, index: int
+    ) -> Shape | None:
+        if node.domain in ("", "ai.onnx") and (index == 0 or node.op_type == "TopK"):
+            shapes = [None if operand is None else self.shape(operand) for operand in operands]
+            shape = result_shape(node, operands, shapes, [integers(operand) for operand in operands])
+            if shape is not None:
+                return shape
+        return self._declared(output)
+
+    def _result_kind(self, node: ir.Node, output: ir.Value, operands: Sequence[Value | None]) -> str:
+        if node.op_type == "Cast":
+            return self.kind_of_dtype(node.attributes["to"].value)
+        if output.dtype is not None:
+            return self.kind_of_dtype(output.dtype)
+        chosen = operands[1] if node.op_type == "Where" else operands[0] if operands else None
+        return self.form(chosen).kind if chosen is not None else "f"
+
+    # ── Declared shapes ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _input_dimensions(self) -> dict[str, str]:
+        """This graph's dimension names in the original's words: axes of inputs of the same name are the same size."""
+        if self.partner is None:
+            return {}
+        theirs = {value.name: value for value in self.partner.model.graph.inputs}
+        renamed: dict[str, str] = {}
+        for value in self.model.graph.inputs:
+            other = theirs.get(value.name)
+            if other is None or value.shape is None or other.shape is None or len(value.shape) != len(other.shape):
+                continue
+            for mine, known in zip(value.shape, other.shape):
+                if not isinstance(mine, int) and not isinstance(known, int) and mine.value and known.value:
+                    renamed.setdefault(str(mine.value), str(known.value))
+        return renamed
+
+    def _declared(self, value: ir.Value) -> Shape | None:
+        if value.shape is None:
+            return None
+        sizes = []
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, int):
+                sizes.append(Dim.of(size))
+            elif size.value is None:
+                sizes.append(opaque("size", value.name, axis))
+            else:
+                sizes.append(parse(self._dimensions.get(str(size.value), str(size.value))))
+        return tuple(sizes)
+
+
+def _keeps_constants(node: ir.Node) -> bool:
+    """Operators whose own rule keeps a constant's entries traceable to the stored tensor."""
+    return node.op_type in (
+        "Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Cast",
+        "Gather", "Expand", "Dropout", "Shape",
+    )  # fmt: skip
+
+
+def _real(array: np.ndarray) -> np.ndarray:
+    """Floating-point numbers of any type as float64; other types as they are."""
+    return array if array.dtype.kind in "biu" else array.astype(np.float64)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list | tuple):
+        return tuple(_plain(entry) for entry in value)
+    return value
+
+
+def _evaluate(node: ir.Node, inputs: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray]:
+    """One node on arrays, floating-point ones in float64, by the ONNX reference implementation."""
+    from onnx.reference import ReferenceEvaluator
+
+    names = [f"x{i}" if array is not None else "" for i, array in enumerate(inputs)]
+    attributes = []
+    for name, attribute in node.attributes.items():
+        if name == "to" and ir.DataType(attribute.value).is_floating_point():
+            attributes.append(onnx.helper.make_attribute("to", onnx.TensorProto.DOUBLE))
+        else:
+            attributes.append(ir.to_proto(attribute))
+    outputs = [f"y{i}" for i in range(len(node.outputs))]
+    proto = onnx.helper.make_node(node.op_type, names, outputs)
+    proto.attribute.extend(attributes)
+    given = {name: array for name, array in zip(names, inputs) if array is not None}
+    graph = onnx.helper.make_graph(
+        [proto],
+        "folded",
+        [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in given.items()],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    return ReferenceEvaluator(model).run(None, given)
+
+
+__all__ = ["Centre", "Mean", "Spread", "Walk"]

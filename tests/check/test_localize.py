@@ -1,0 +1,159 @@
+"""The first departing value, its node and its pass; relations; the whole difference of two models."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import MLP, graph, mlp_inputs, mlp_weights
+
+from rewrite.check.compare import DIFFERENT
+from rewrite.check.diff import diff_models
+from rewrite.check.localize import TRANSFORMS, localize
+from rewrite.ir import weights as lazy
+
+ORIGINAL = graph(MLP, mlp_weights())
+INPUTS = mlp_inputs()
+
+
+def corrupted(name: str, change: float = 1e-3) -> ir.Model:
+    stored = mlp_weights()
+    stored[name].flat[3] += np.float32(change)
+    return graph(MLP, stored)
+
+
+def test_an_equal_graph_departs_nowhere():
+    found = localize(ORIGINAL, ORIGINAL.clone(), INPUTS)
+    assert found.first is None
+    assert [row.name for row in found.rows] == ["norm", "up", "act", "down", "sum", "logits"]
+    assert "all 6" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("weight", "value"), [("gamma", "norm"), ("w_up", "up"), ("w_down", "down"), ("w_head", "logits")]
+)
+def test_a_corrupted_weight_is_found_where_it_enters(weight, value):
+    found = localize(ORIGINAL, corrupted(weight), INPUTS)
+    assert found.first.name == value
+    assert found.first.operator in ("MatMul", "LayerNormalization")
+
+
+def test_the_pass_is_named_by_the_node_by_its_constant_or_by_the_new_node_before_it():
+    marked = corrupted("w_down")
+    marked.graph[3].metadata_props["rewrite.pass"] = "fold-norm"
+    assert localize(ORIGINAL, marked, INPUTS).first.made_by == "fold-norm"
+
+    constant = corrupted("w_down")
+    constant.graph.initializers["w_down"].metadata_props["rewrite.pass"] = "smooth"
+    assert localize(ORIGINAL, constant, INPUTS).first.made_by == "smooth"
+
+    text = MLP.replace("down = MatMul(act, w_down)", "scaled = Mul(act, wrong) down = MatMul(scaled, w_down)")
+    inserted = graph(text, {**mlp_weights(), "wrong": np.array(1.01, np.float32)})
+    inserted.graph[3].metadata_props["rewrite.pass"] = "scale-hidden"
+    found = localize(ORIGINAL, inserted, INPUTS)
+    assert (found.first.name, found.first.made_by) == ("down", "scale-hidden")
+    assert found.skipped == {"new": 1}
+    assert "scale-hidden" in str(found)
+
+
+def centred_pair() -> tuple[ir.Model, ir.Model, dict]:
+    """A residual stream h = xW, read by a LayerNorm; rewritten, W is centred and the norm is an RMSNorm."""
+    body = (
+        "g (float[n,8] x) => (float[n,4] y)"
+        " {{ h = MatMul(x, w) z = {norm} <epsilon = 1.0e-5> (h, gamma) y = MatMul(z, v) }}"
+    )
+    rng = np.random.default_rng(5)
+    stored = {"w": rng.standard_normal((8, 8)) + 1, "gamma": rng.standard_normal(8), "v": rng.standard_normal((8, 4))}
+    stored = {name: array.astype(np.float32) for name, array in stored.items()}
+    original = graph(body.format(norm="LayerNormalization"), stored)
+    centred = lazy.MaterializedTensor(lazy.Center(lazy.Constant(stored["w"]), 1), ir.DataType.FLOAT, name="w")
+    return (
+        original,
+        graph(body.format(norm="RMSNormalization"), {**stored, "w": centred}),
+        {"h": {"transform": "centre", "axis": -1}},
+    )
+
+
+@pytest.mark.parametrize("unrounded", [False, True])
+def test_a_centred_stream_is_compared_through_its_relation(unrounded):
+    original, rewritten, relations = centred_pair()
+    assert localize(original, rewritten, INPUTS, relations=relations, unrounded=unrounded).first is None
+    assert localize(original, rewritten, INPUTS, unrounded=unrounded).first.name == "h"
+
+
+def test_unrounded_constants_show_a_bug_that_rounding_would_hide():
+    """An error of 2⁻²⁴ is one rounding of the stored weight, and no rounding at all in float64."""
+    original, rewritten, relations = centred_pair()
+    right = rewritten.graph.initializers["w"].const_value.weight
+    wrong = lazy.Scale(right, lazy.Constant(np.array(1 + 2.0**-24)))
+    rewritten.graph.initializers["w"].const_value = lazy.MaterializedTensor(wrong, ir.DataType.FLOAT, name="w")
+    assert localize(original, rewritten, INPUTS, relations=relations).first is None
+    assert localize(original, rewritten, INPUTS, relations=relations, unrounded=True).first.name == "h"
+
+
+def test_transforms_are_their_formulas():
+    rng = np.random.default_rng(2)
+    v, vector, matrix = rng.standard_normal((2, 3, 4)), rng.standard_normal(3), rng.standard_normal((4, 5))
+    block = rng.standard_normal((2, 2))
+
+    def apply(name, **relation):
+        return TRANSFORMS[name](v, relation)
+
+    assert apply("identity") is v
+    np.testing.assert_allclose(apply("centre", axis=1), v - v.mean(1, keepdims=True), atol=2.0**-50)
+    np.testing.assert_array_equal(apply("scale", axis=1, constant=vector), v * vector[:, None])
+    np.testing.assert_array_equal(apply("scale", constant=2.0), 2 * v)
+    np.testing.assert_array_equal(apply("shift", axis=-2, constant=vector), v + vector[:, None])
+    np.testing.assert_array_equal(apply("permutation", axis=1, constant=[2, 0, 1]), v[:, [2, 0, 1]])
+    np.testing.assert_array_equal(apply("dense", axis=-1, constant=matrix), v @ matrix)
+    np.testing.assert_allclose(apply("dense", axis=2, constant=block), v @ np.kron(np.eye(2), block), atol=2.0**-48)
+    np.testing.assert_array_equal(apply("dense", axis=-1, constant=lazy.Constant(matrix)), v @ matrix)
+
+
+def test_values_of_another_shape_or_relation_are_skipped_and_counted():
+    text = "g (float[n,8] x) => (float[n,k] y) { h = MatMul(x, w) s = Shape(h) y = Relu(h) }"
+    rng = np.random.default_rng(0)
+    narrow, wide = (graph(text, {"w": rng.standard_normal((8, k)).astype(np.float32)}) for k in (3, 5))
+    assert localize(narrow, wide, INPUTS).skipped == {"of another shape": 2, "of integers": 1}
+    relations = {"h": {"transform": "unheard of"}}
+    assert "with unknown relation unheard of" in localize(narrow, narrow, INPUTS, relations=relations).skipped
+
+
+def test_diff_of_equal_models():
+    found = diff_models(ORIGINAL, ORIGINAL.clone(), [INPUTS, mlp_inputs(2, 1)], layers=True)
+    assert found.equal
+    assert len(found.rows) == 2
+    assert found.layers.first is None
+    assert found.plot().startswith("<svg")
+    assert found.to_dict()["equal"] is True
+    assert "within noise" in str(found)
+
+
+@pytest.mark.parametrize("change", [1e-3, np.inf])
+@pytest.mark.parametrize("run", [True, False])
+def test_diff_finds_a_corrupted_weight(change, run):
+    found = diff_models(ORIGINAL, corrupted("w_down", change), [INPUTS], layers=True, run=run)
+    assert not found.equal
+    assert found.layers.first.name == "down"
+    assert found.rows[0].reason
+    assert "down departs first" in str(found)
+
+
+def test_diff_of_a_lazily_rewritten_model_passes_and_a_wrong_one_fails_by_two_precisions():
+    original, rewritten, relations = centred_pair()
+    found = diff_models(original, rewritten, [INPUTS], relations=relations, layers=True)
+    assert found.equal
+    assert found.rows[0].precisions is not None
+    right = rewritten.graph.initializers["w"].const_value.weight
+    bent = lazy.Scale(right, lazy.Constant(1 + 2.0**-23 * np.arange(8.0)), axis=1)
+    rewritten.graph.initializers["w"].const_value = lazy.MaterializedTensor(bent, ir.DataType.FLOAT, name="w")
+    wrong = diff_models(original, rewritten, [INPUTS], run=False)
+    assert wrong.verdict == DIFFERENT
+    assert "bug" in wrong.rows[0].reason
+
+
+def test_diff_pairs_outputs_by_position_where_names_differ_and_reports_a_missing_one():
+    renamed = graph(MLP.replace("logits", "scores"), mlp_weights())
+    assert diff_models(ORIGINAL, renamed, [INPUTS]).equal
+    two = graph(MLP.replace("=> (float[n,4] logits)", "=> (float[n,4] logits, float[n,8] sum)"), mlp_weights())
+    assert diff_models(two, ORIGINAL, [INPUTS]).rows[1].reason == "missing"
