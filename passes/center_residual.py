@@ -1,8 +1,8 @@
 """Centre the residual stream, so that its LayerNorms become RMSNorms.
 
-      every writer of S is affine with constants W, b      every reader of S is a LayerNorm over the axis of S
-    ──────────────────────────────────────────────────────────────────────────────────────────────────────────  P = I − 11ᵀ/d
-      LN(x; γ, β, ε)  =  rms_ε(xP)⊙γ + β,      where xP is what writers with W·P and b·P write
+      every writer of S is affine with constants W, b    every reader of S is a LayerNorm over its axis
+    ────────────────────────────────────────────────────────────────────────────────────────────────────  P = I − 11ᵀ/d
+      LN(x; γ, β, ε)  =  rms_ε(xP)⊙γ + β,    where xP is what writers with W·P and b·P write
 
 Between writers and readers everything commutes with P: residual additions, a number per row, layout.
 
@@ -20,6 +20,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from rewrite.basis.operators import NORMS, norm_attributes, used_statistic
 from rewrite.basis.regions import Cause, Obstruction, Region, Use, grow
 from rewrite.basis.transforms import CENTRING
 from rewrite.ir.axes import operand
@@ -29,7 +30,6 @@ from rewrite.ir.program import Program
 from rewrite.ir.weights import Center, row_blocks
 from rewrite.rule import Breach, Change, Pass, Requirement, Site, read_elsewhere, steps
 
-NORMS = ("LayerNormalization", "RMSNormalization")
 FIRST_OPSET_WITH_RMSNORM = 23
 
 
@@ -67,9 +67,8 @@ def _over_the_axis(rule: CenterResidual, stream: Stream) -> Breach | None:
             parameter = operand(use.node, position)
             if parameter is not None and shape_of(parameter) != (stream.region.size,):
                 return Breach(use.node, f"{symbol} has shape {shape_of(parameter)}, not ({stream.region.size},)")
-        for result in use.node.outputs[1:]:
-            if result.uses() or result.is_graph_output():
-                return Breach(use.node, f"its statistic {result.name} is used")
+        if (statistic := used_statistic(use.node)) is not None:
+            return Breach(use.node, f"its statistic {statistic.name} is used")
     return None
 
 
@@ -87,11 +86,11 @@ def _no_norm_writes(rule: CenterResidual, stream: Stream) -> Breach | None:
 
 
 def _hidden_from_outside(rule: CenterResidual, stream: Stream) -> Breach | None:
-    return _first(stream, Cause.INTERFACE)
+    return Breach.at(stream.region.met(Cause.INTERFACE))
 
 
 def _own_constants(rule: CenterResidual, stream: Stream) -> Breach | None:
-    return _first(stream, Cause.OVERRIDABLE)
+    return Breach.at(stream.region.met(Cause.OVERRIDABLE))
 
 
 def _no_raw_reader(rule: CenterResidual, stream: Stream) -> Breach | None:
@@ -101,8 +100,10 @@ def _no_raw_reader(rule: CenterResidual, stream: Stream) -> Breach | None:
 
 
 def _all_commute(rule: CenterResidual, stream: Stream) -> Breach | None:
-    met = (met for met in stream.region.obstructions if met.cause is Cause.OPERATOR and not _read_by_norm(met))
-    return next(map(Breach.at, met), None)
+    for met in stream.region.obstructions:
+        if met.cause is Cause.OPERATOR and not _read_by_norm(met):
+            return Breach.at(met)
+    return None
 
 
 def _read_by_norm(met: Obstruction) -> bool:
@@ -116,10 +117,6 @@ def _worth_a_copy(rule: CenterResidual, stream: Stream) -> Breach | None:
             reader, norms = read_elsewhere(use, stream.region.constants), len(stream.region.norms)
             return Breach(reader, f"{use.value.name} would be copied for {norms} norm, {rule.norms_per_copy} asked for")
     return None
-
-
-def _first(stream: Stream, cause: Cause) -> Breach | None:
-    return next((Breach.at(met) for met in stream.region.obstructions if met.cause is cause), None)
 
 
 def _copied(region: Region) -> Iterator[Use]:
@@ -146,7 +143,7 @@ def _is_centred(use: Use) -> bool:
 class CenterResidual(Pass[Stream]):
     """LayerNorm(x) → RMSNorm(xP), with P absorbed by all that writes x.
 
-    `norms_per_copy`: a table that others read too (a tied head) is copied only where at least so many norms get cheaper.
+    `norms_per_copy`: a table that others read too (a tied head) is copied only where so many norms get cheaper.
     """
 
     norms_per_copy: int = 2
@@ -199,14 +196,9 @@ def _centred(program: Program) -> frozenset[str]:
 
 
 def _to_rmsnorm(norm: ir.Node, change: Change) -> None:
-    result, shift = norm.outputs[0], operand(norm, 2)
-    attributes = {
-        "axis": -1,
-        "epsilon": norm.attributes.get_float("epsilon", 1e-5),
-        "stash_type": norm.attributes.get_int("stash_type", 1),
-    }
-    edit, operands = change.editor, norm.inputs[:2]
-    made = edit.node("RMSNormalization", operands, attributes, before=norm, name=f"{result.name}.scaled", like=result)
+    edit, result, shift = change.editor, norm.outputs[0], operand(norm, 2)
+    name, attributes = result.name, norm_attributes(norm)
+    made = edit.node("RMSNormalization", norm.inputs[:2], attributes, before=norm, name=f"{name}.scaled", like=result)
     if shift is not None:
-        made = edit.node("Add", [made, shift], before=norm, name=f"{result.name}.shifted", like=result)
+        made = edit.node("Add", [made, shift], before=norm, name=f"{name}.shifted", like=result)
     edit.take_over(result, made)

@@ -21,16 +21,15 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from rewrite.basis.regions import Cause, Region, Use, grow, region_behind
+from rewrite.basis.operators import NORMS, bias_of, norm_attributes, right_factor, used_statistic, width
+from rewrite.basis.regions import Cause, Region, Use, grow
 from rewrite.basis.transforms import DIAGONAL_AND_SHIFT
 from rewrite.ir.axes import operand
 from rewrite.ir.constants import is_constant, uniform, weight_behind
-from rewrite.ir.edit import is_operator, only_use, shape_of
+from rewrite.ir.edit import is_operator, shape_of
 from rewrite.ir.program import Program
-from rewrite.ir.weights import Add, Constant, Product, Scale, Transpose, Weight
+from rewrite.ir.weights import Constant, Product, Scale, Transpose, Weight
 from rewrite.rule import Breach, Change, Pass, Requirement, Site, read_elsewhere
-
-NORMS = ("LayerNormalization", "RMSNormalization")
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,17 @@ def _own_vectors(rule: FoldNorm, site: Affine) -> Breach | None:
             return Breach(site.norm, f"{symbol} ({value.name}) is not a constant of the network")
         if shape_of(value) != (site.region.size,):
             return Breach(site.norm, f"{symbol} has shape {shape_of(value)}, not ({site.region.size},)")
-    for result in site.norm.outputs[1:]:
-        if result.uses() or result.is_graph_output():
-            return Breach(site.norm, f"its statistic {result.name} is used")
-    return None
+    statistic = used_statistic(site.norm)
+    return None if statistic is None else Breach(site.norm, f"its statistic {statistic.name} is used")
 
 
 def _hidden_from_outside(rule: FoldNorm, site: Affine) -> Breach | None:
-    return next((Breach.at(met) for met in site.region.obstructions if met.cause is not Cause.OPERATOR), None)
+    return Breach.at(site.region.met(Cause.INTERFACE, Cause.OVERRIDABLE))
 
 
 def _only_contracted(rule: FoldNorm, site: Affine) -> Breach | None:
     region = site.region
-    for met in region.obstructions:
+    if (met := region.met(Cause.OPERATOR)) is not None:
         return Breach.at(met)
     for node in (*(use.node for use in region.norms), *region.writing_norms, *(use.node for use in region.constants)):
         return Breach(node, f"{node.op_type} touches the norm's result as well")
@@ -80,7 +77,7 @@ def _constant_readers(rule: FoldNorm, site: Affine) -> Breach | None:
     for use in site.region.readers:
         if not is_operator(use.node, "MatMul") or use.position != 0:
             return Breach(use.node, f"{use.node.op_type} reads it, and not as the left factor of a matrix product")
-        factor = _right_factor(use)
+        factor = right_factor(use.node, DIAGONAL_AND_SHIFT)
         if factor.obstructions or factor.writing_norms or not factor.constants:
             return Breach(use.node, "MatMul multiplies it with something that is not a constant")
     return None
@@ -88,7 +85,7 @@ def _constant_readers(rule: FoldNorm, site: Affine) -> Breach | None:
 
 def _unshared(rule: FoldNorm, site: Affine) -> Breach | None:
     products = {use.node for use in site.region.readers}
-    factors = [_right_factor(use) for use in site.region.readers]
+    factors = [right_factor(use.node, DIAGONAL_AND_SHIFT) for use in site.region.readers]
     constants = [constant for factor in factors for constant in factor.constants]
     for factor in factors:
         others = [use.node for use in (*factor.readers, *factor.norms) if use.node not in products or use.position != 1]
@@ -100,41 +97,20 @@ def _unshared(rule: FoldNorm, site: Affine) -> Breach | None:
 
 def _one_row(rule: FoldNorm, site: Affine) -> Breach | None:
     for use in site.region.readers if site.shifts else ():
-        factor = _right_factor(use)
+        factor = right_factor(use.node, DIAGONAL_AND_SHIFT)
         if len(factor.readers) > 1 or any(len(weight_behind(one.value).shape) != 2 for one in factor.constants):
             return Breach(use.node, "β meets a stack of matrices, whose biases differ")
     return None
 
 
 def _worth_new_biases(rule: FoldNorm, site: Affine) -> Breach | None:
-    widths = {use.node: _width(use) for use in site.region.readers if _bias_of(use.node) is None}
+    widths = {use.node: width(use.node) for use in site.region.readers if bias_of(use.node) is None}
     allowed = rule.max_bias_growth * site.region.size
     if site.shifts and sum(widths.values()) > allowed:
         widest = max(widths, key=lambda node: widths[node])
         numbers = f"{sum(widths.values())} numbers, {rule.max_bias_growth:g} × {site.region.size} allowed"
         return Breach(widest, f"β needs new biases of {numbers}")
     return None
-
-
-def _right_factor(reader: Use) -> Region:
-    """What `MatMul(y, W)` multiplies with, along the contracted axis."""
-    return region_behind(Use(reader.node, 1, len(shape_of(reader.node.inputs[1]) or ()) - 2), DIAGONAL_AND_SHIFT)
-
-
-def _width(reader: Use) -> int:
-    shape = shape_of(reader.node.inputs[1])
-    return shape[-1] if shape is not None and isinstance(shape[-1], int) else 0
-
-
-def _bias_of(product: ir.Node) -> Use | None:
-    """The constant vector that alone is added to a matrix product."""
-    added = only_use(product.outputs[0])
-    if added is None or not is_operator(added, "Add"):
-        return None
-    position = 1 if added.inputs[0] is product.outputs[0] else 0
-    value = added.inputs[position]
-    width = (shape_of(product.outputs[0]) or (None,))[-1]
-    return Use(added, position, 0) if is_constant(value) and shape_of(value) == (width,) else None
 
 
 @dataclass(frozen=True)
@@ -171,7 +147,7 @@ class FoldNorm(Pass[Affine]):
             yield Affine(result.name or "", nodes, norm, scale, shift, result, region)
 
     def rewrite(self, site: Affine, change: Change) -> None:
-        factors = {use.node: _right_factor(use) for use in site.region.readers}
+        factors = {use.node: right_factor(use.node, DIAGONAL_AND_SHIFT) for use in site.region.readers}
         biases: dict[ir.Node, Weight] = {}
         if site.shift is not None and site.shifts:
             biases = {product: _times(site.shift, factor.constants[0]) for product, factor in factors.items()}
@@ -181,7 +157,7 @@ class FoldNorm(Pass[Affine]):
         for value in dict.fromkeys(value for factor in factors.values() for value in factor.axes):
             change.rename(value, "scaled")
         for product, addition in biases.items():
-            _add_bias(product, addition, change)
+            change.shift(product, addition)
         _strip(site, change)
 
 
@@ -190,7 +166,7 @@ def _shift_of(norm: ir.Node) -> tuple[ir.Node, ir.Value | None]:
     shift = operand(norm, 2)
     if shift is not None:
         return norm, shift
-    bias = _bias_of(norm)
+    bias = bias_of(norm)
     return (norm, None) if bias is None else (bias.node, bias.value)
 
 
@@ -198,22 +174,6 @@ def _times(shift: ir.Value, matrix: Use) -> Weight:
     """βW, of W as it is before γ goes into it."""
     rows = weight_behind(matrix.value)
     return Product(weight_behind(shift), rows if matrix.axis == 0 else Transpose(rows, (1, 0)))
-
-
-def _add_bias(product: ir.Node, addition: Weight, change: Change) -> None:
-    """Add βW after a matrix product: to the bias that is there, or as a new one."""
-    edit, result, bias = change.editor, product.outputs[0], _bias_of(product)
-    name = result.name
-    if bias is not None:
-        change.absorb(bias, Add((weight_behind(bias.value), addition)), "shifted")
-        change.rename(result, "unshifted")
-        return
-    if result.dtype is None:
-        raise ValueError(f"{name} has no dtype")
-    vector = edit.initializer(f"{name}.bias", addition, result.dtype)
-    again = edit.node("MatMul", product.inputs, before=product, name=f"{name}.unshifted", like=result)
-    edit.take_over(result, edit.node("Add", [again, vector], before=product, name=f"{name}.shifted", like=result))
-    change.notes.append(f"{name} has a new bias of {addition.shape[0]} numbers")
 
 
 def _strip(site: Affine, change: Change) -> None:
@@ -224,11 +184,6 @@ def _strip(site: Affine, change: Change) -> None:
             change.rename(value, "core")
     dtype, size = site.scale.dtype or ir.DataType.FLOAT, site.region.size
     ones = edit.derived(("ones", size, dtype), f"ones.{size}", Constant(np.ones(size)), dtype)
-    attributes = {
-        "axis": -1,
-        "epsilon": norm.attributes.get_float("epsilon", 1e-5),
-        "stash_type": norm.attributes.get_int("stash_type", 1),
-    }
-    operands = (norm.inputs[0], ones)
+    operands, attributes = (norm.inputs[0], ones), norm_attributes(norm)
     core = edit.node(norm.op_type, operands, attributes, before=norm, name=f"{result.name}.core", like=result)
     result.replace_all_uses_with(core)

@@ -52,11 +52,11 @@ def _own_factor(rule: FoldScale, site: Factor) -> Breach | None:
 
 
 def _hidden_from_outside(rule: FoldScale, site: Factor) -> Breach | None:
-    return next((Breach.at(met) for met in site.region.obstructions if met.cause is Cause.INTERFACE), None)
+    return Breach.at(site.region.met(Cause.INTERFACE))
 
 
 def _own_constants(rule: FoldScale, site: Factor) -> Breach | None:
-    return next((Breach.at(met) for met in site.region.obstructions if met.cause is Cause.OVERRIDABLE), None)
+    return Breach.at(site.region.met(Cause.OVERRIDABLE))
 
 
 def _only_scaled(rule: FoldScale, site: Factor) -> Breach | None:
@@ -69,7 +69,7 @@ def _only_scaled(rule: FoldScale, site: Factor) -> Breach | None:
 
 
 def _only_constants_write(rule: FoldScale, site: Factor) -> Breach | None:
-    for met in site.region.obstructions:
+    if (met := site.region.met(Cause.OPERATOR)) is not None:
         return Breach.at(met)
     for node in site.region.writing_norms:
         return Breach(node, f"{node.op_type} writes the value")

@@ -18,11 +18,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import onnx_ir as ir
 
+from rewrite.basis.operators import bias_of
 from rewrite.basis.regions import Obstruction, Use
-from rewrite.ir.constants import is_constant
+from rewrite.ir.constants import is_constant, weight_behind
 from rewrite.ir.edit import ORIGIN, Editor
 from rewrite.ir.program import Program
-from rewrite.ir.weights import Weight
+from rewrite.ir.weights import Add, Weight
 
 # ------------------------------------------------------------------------------------------------- what a pass declares
 
@@ -43,9 +44,9 @@ class Breach:
     reason: str
 
     @classmethod
-    def at(cls, obstruction: Obstruction) -> Breach:
+    def at(cls, met: Obstruction | None) -> Breach | None:
         """The breach that an obstruction of a region is."""
-        return cls(obstruction.node, obstruction.reason)
+        return None if met is None else cls(met.node, met.reason)
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,25 @@ class Change:
         self.changed[new.name or ""] = old.name or ""
         self._copies.append((old, new))
         return new
+
+    def shift(self, product: ir.Node, addition: Weight) -> None:
+        """Add a vector to a node's result: to the bias that is there, or as a new one."""
+        result, bias = product.outputs[0], bias_of(product)
+        name, edit = result.name, self.editor
+        if bias is not None:
+            self.absorb(bias, Add((weight_behind(bias.value), addition)), "shifted")
+            self.rename(result, "unshifted")
+            return
+        if result.dtype is None:
+            raise ValueError(f"{name} has no dtype")
+        vector = edit.initializer(f"{name}.bias", addition, result.dtype)
+        attributes = {attribute.name: attribute.value for attribute in product.attributes.values()}
+        again = edit.node(
+            product.op_type, product.inputs, attributes, before=product, name=f"{name}.unshifted", like=result
+        )
+        total = edit.node("Add", [again, vector], before=product, name=f"{name}.shifted", like=result)
+        edit.take_over(result, total)
+        self.notes.append(f"{name} has a new bias of {addition.shape[0]} numbers")
 
     def stamp(self, node: ir.Node) -> None:
         """Write on a node that this pass changed it."""

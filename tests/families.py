@@ -1,7 +1,7 @@
 """Small models of many families, with weights on which a wrong rewrite shows.
 
-Fresh initialization hides errors: norm weights are 1, biases 0, running means 0, class tokens 0. Every such parameter is
-perturbed here, deterministically.
+Fresh initialization hides errors: norm weights are 1, biases 0, running means 0, class tokens 0. Every such parameter
+is perturbed here, deterministically.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def perturb(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Make every parameter and running statistic of `model` non-trivial, in place.
 
     Norm weights become 1 + 0.3·N (0.3·N where the norm multiplies by 1 + w), biases 0.2·N, tokens, position tables and
-    layer scales gain 0.2·N, running means 0.3·N and variances 0.5 + U. Matrices are scaled up to a standard deviation of
-    about 1/√fan-in, so that attention is not uniform.
+    layer scales gain 0.2·N, running means 0.3·N and variances 0.5 + U. Matrices are scaled up to a standard deviation
+    of about 1/√fan-in, so that attention is not uniform.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -78,6 +78,10 @@ class Region:
     writing_norms: list[ir.Node] = field(default_factory=list[ir.Node])
     obstructions: list[Obstruction] = field(default_factory=list[Obstruction])
 
+    def met(self, *causes: Cause) -> Obstruction | None:
+        """The first obstruction of one of these causes."""
+        return next((met for met in self.obstructions if met.cause in causes), None)
+
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
         """The operators that produce the region's values, in the order in which they were met."""
@@ -184,16 +188,3 @@ class _Growth:
     def obstruct(self, cause: Cause, value: ir.Value, node: ir.Node | None, reason: str) -> None:
         if not any(met.node is node and met.reason == reason for met in self.region.obstructions):
             self.region.obstructions.append(Obstruction(cause, value, node, reason))
-
-
-def region_behind(use: Use, transform: TransformClass) -> Region:
-    """The region of what one operand holds: of a constant, the operand alone; else all that layout ties to it.
-
-    The right factors of three products that read one stack of matrices through a Split are one region of one constant.
-    """
-    value = use.value
-    if not is_constant(value):
-        return grow(value, use.axis, transform)
-    shape = shape_of(value)
-    size = shape[use.axis] if shape is not None else None
-    return Region(transform, value, size if isinstance(size, int) else 0, constants=[use], readers=[use])

@@ -3,7 +3,7 @@
 x′ = xT for every value of a region. T passes an operator f without a trace where f(xT) = f(x)T:
 
     role of f along the axis          P   Q   Q₁  D   D⁺  Π   D·+c
-    MOVE           layout             ●   ●   ●   ●   ●   ●   ●
+    MOVE           layout, means      ●   ●   ●   ●   ●   ●   ●
     SUM            add, select        ●   ●   ●   ●   ●   ●   ·
     LINEAR         matrix product     ●   ●   ●   ●   ●   ●   ·
     SCALE          a number per row   ●   ●   ●   ●   ●   ●   ·

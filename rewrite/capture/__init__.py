@@ -1,7 +1,8 @@
 """From any source to a `Program`: a checkpoint folder, a module, an exported program, a factory, an ONNX file.
 
-ORIGINAL is what a capture returns: the exporter's graph with only integer and shape arithmetic folded (`fold_shapes.py`).
-Everything that touches a floating-point number belongs to canonicalization and the passes, where it is proved.
+ORIGINAL is what a capture returns: the exporter's graph with only integer and shape arithmetic folded
+(`fold_shapes.py`). Everything that touches a floating-point number belongs to canonicalization and the passes, where it
+is proved.
 
 Weights are not read. A checkpoint's initializers are its own bytes on disk (`safetensors_file.py`), through
 transformers' renaming and stacking where names differ (`bind.py`); a module's share its memory. No source is

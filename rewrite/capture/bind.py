@@ -171,7 +171,7 @@ def aliases(model: torch.nn.Module) -> dict[str, list[str]]:
 
 
 def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[str] | None:
-    """The names that loading keeps in float32 under a half precision (routers, some norms), as transformers plans it."""
+    """The names that loading keeps in float32 under a half precision (routers, some norms), by transformers' plan."""
     plan = model._get_dtype_plan(dtype)
     if not plan:
         return None

@@ -1,7 +1,7 @@
 """What small integer tensors hold, symbolically: the shape arithmetic of a graph without running it.
 
-An element is an int, a monomial in named dimensions (`batch`, `16*sequence`), or None where it is unknown. Monomials are
-enough to prove that a Reshape keeps an axis; sums stay unknown, and their nodes stay in the graph.
+An element is an int, a monomial in named dimensions (`batch`, `16*sequence`), or None where it is unknown. Monomials
+are enough to prove that a Reshape keeps an axis; sums stay unknown, and their nodes stay in the graph.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A torch tensor without data that records, operation by operation, the weight expression it stands for.
 
-Checkpoint conversions (stack the experts, concatenate gate and up, permute for RoPE) are transformers' own code. They run
-here on these tensors and leave a `rewrite.ir.weights` expression instead of an array: nothing is re-implemented, and
-nothing is read.
+Checkpoint conversions (stack the experts, concatenate gate and up, permute for RoPE) are transformers' own code. They
+run here on these tensors and leave a `rewrite.ir.weights` expression instead of an array: nothing is re-implemented,
+and nothing is read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ExpressionTensor(torch.Tensor):
         return f"ExpressionTensor({self.weight!r}, {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         rule = RULES.get(func)
         if rule is None:
             raise NotImplementedError(f"a checkpoint conversion uses {func}, which has no weight expression")

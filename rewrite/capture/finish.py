@@ -1,6 +1,7 @@
 """What every capture ends with: named axes, a signature in the metadata, tensors free of torch.
 
-The exporter names symbolic dimensions s43 or s17+1. Here they become `batch` and `sequence`, in every shape of the graph.
+The exporter names symbolic dimensions s43 or s17+1. Here they become `batch` and `sequence`, in every shape of the
+graph.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def describe_inputs(model: ir.Model, signature: Signature) -> None:
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Name each node for the module it came from (`model.layers.0.mlp.up_proj/MatMul`), which is how a report places it."""
+    """Name each node for its module (`model.layers.0.mlp.up_proj/MatMul`), which is how a report places it."""
     taken: set[str] = set()
     for node in model.graph.all_nodes():
         scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))

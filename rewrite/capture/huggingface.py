@@ -1,8 +1,9 @@
 """Capture of a Hugging Face checkpoint folder, without reading a weight.
 
-The model is built with its parameters on the meta device and its computed buffers (rotary frequencies) real. Fake tensors
-take the place of the parameters, transformers' ONNX exporter traces the graph, and the initializers are bound to the
-checkpoint's own bytes. Any class that transformers builds from the configuration is taken; there is no table of models.
+The model is built with its parameters on the meta device and its computed buffers (rotary frequencies) real. Fake
+tensors take the place of the parameters, transformers' ONNX exporter traces the graph, and the initializers are bound
+to the checkpoint's own bytes. Any class that transformers builds from the configuration is taken; there is no table of
+models.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ def build_on_meta(cls: type, config: Any, dtype: torch.dtype, folder: Path) -> A
             return cls._from_config(config, dtype=dtype).eval()  # type: ignore[attr-defined]
     except RewriteError:
         raise
-    except Exception as error:  # noqa: BLE001 - a configuration is arbitrary input to some 400 constructors
+    except Exception as error:  # a configuration is arbitrary input to some 400 constructors
         raise SourceError(
             f"{cls.__name__} cannot be built from the configuration: {_first_line(error)}",
             where=str(folder / "config.json"),
@@ -273,7 +274,7 @@ def export_pretrained(model: Any, signature: Signature, where: str) -> ir.Model:
     try:
         with broadcast_heads():
             exported = OnnxExporter().export(model, {**examples, **flags}, config)
-    except Exception as error:  # noqa: BLE001 - torch.export raises anything, and all of it means "not exportable"
+    except Exception as error:  # torch.export raises anything, and all of it means "not exportable"
         raise export_error(error, type(model).__name__, where) from error
     return inlined(exported.program)
 

@@ -137,7 +137,7 @@ def _export_plain(module: torch.nn.Module, signature: Signature) -> ir.Model:
             return to_onnx(exported)
     except (InputsError, SourceError):
         raise
-    except Exception as error:  # noqa: BLE001 - torch.export raises anything, and all of it means "not exportable"
+    except Exception as error:  # torch.export raises anything, and all of it means "not exportable"
         raise export_error(error, name, "") from error
 
 
@@ -154,7 +154,7 @@ def capture_exported(exported: torch.export.ExportedProgram) -> ir.Model:
     examples = exported.example_inputs
     try:
         captured = to_onnx(exported)
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:  # as above
         raise export_error(error, "the exported program", "") from error
     tensors: dict[str, torch.Tensor] = {}
     if examples is not None:
@@ -174,7 +174,7 @@ def capture_archive(path: Path, progress: Progress | None = None) -> ir.Model:
     with quiet(), _weights_only():
         try:
             exported = torch.export.load(path)
-        except Exception as error:  # noqa: BLE001 - a file is arbitrary input
+        except Exception as error:  # a file is arbitrary input
             raise SourceError(
                 f"torch.export.load cannot read it: {str(error).splitlines()[0][:200] if str(error) else error!r}",
                 where=str(path),

@@ -1,7 +1,7 @@
 """ONNX files, with the checks a file from elsewhere needs; neither torch nor ONNX Runtime is imported here.
 
-External data is read from the model's own folder and nowhere else: a location that is absolute, climbs out with `..`, or is
-a link to another folder is refused before any byte of it is read.
+External data is read from the model's own folder and nowhere else: a location that is absolute, climbs out with `..`,
+or is a link to another folder is refused before any byte of it is read.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def load_onnx(path: str | Path) -> ir.Model:
         raise SourceError("no such file", where=str(path), remedy="give an .onnx file or a folder with model.onnx")
     try:
         model = ir.load(path)
-    except Exception as error:  # noqa: BLE001 - protobuf and onnx_ir raise many kinds on arbitrary bytes
+    except Exception as error:  # protobuf and onnx_ir raise many kinds on arbitrary bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(
             f"not an ONNX model: {reason[:200]}", where=str(path), remedy="export it again, or check the download"

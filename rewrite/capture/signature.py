@@ -1,7 +1,7 @@
 """What the inputs of a model are: their kind, bounds and dynamic axes, and one example of each.
 
-Only batch and sequence are dynamic (batch alone for images): a model with every axis dynamic takes fifty times as long to
-export. Example sizes are primes that no hidden size equals, so that two axes never share a symbol by accident.
+Only batch and sequence are dynamic (batch alone for images): a model with every axis dynamic takes fifty times as long
+to export. Example sizes are primes that no hidden size equals, so that two axes never share a symbol by accident.
 """
 
 from __future__ import annotations

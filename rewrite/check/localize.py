@@ -95,6 +95,14 @@ def _dense(value: np.ndarray, relation: Mapping) -> np.ndarray:
     return np.moveaxis(heads.reshape(*moved.shape[:-1], -1), -1, axis)
 
 
+@transform("composition")
+def _composition(value: np.ndarray, relation: Mapping) -> np.ndarray:
+    """The transforms of `steps`, first to last."""
+    for step in relation["steps"]:
+        value = TRANSFORMS[step["transform"]](value, step)
+    return value
+
+
 @dataclass(frozen=True)
 class ValueRow:
     """One compared value: where it is, how it relates, and its error over norms.
@@ -230,9 +238,9 @@ def _compare(
     if exact.shape != value.shape:
         return "of another shape"
     noise = Noise.of(np.asarray(run, np.float32), exact)
-    where = noise.where & np.isfinite(value)
-    size = norm(exact[noise.where])
-    error = norm(value[where] - exact[where]) if np.array_equal(where, noise.where) else math.inf
+    where = np.ones(exact.shape, bool) if noise.where is None else noise.where
+    size = norm(exact[where])
+    error = norm(value[where] - exact[where]) if np.isfinite(value[where]).all() else math.inf
     scale = unit_roundoff(dtype) / unit_roundoff(np.float32)
     accepted = noise.norm * scale
     if unrounded:

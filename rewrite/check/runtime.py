@@ -63,9 +63,12 @@ class Session:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name; inputs that the model does not take are left out."""
+        if self._session is None:
+            raise ValueError("the session is closed")
         taken = {given.name for given in self._session.get_inputs()}
         names = [given.name for given in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, {k: v for k, v in inputs.items() if k in taken})))
+        arrays = self._session.run(names, {k: v for k, v in inputs.items() if k in taken})
+        return {name: np.asarray(array) for name, array in zip(names, arrays)}
 
 
 def unoptimized() -> onnxruntime.SessionOptions:

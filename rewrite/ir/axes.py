@@ -38,7 +38,7 @@ Shape = tuple[Size, ...]
 class Role(Enum):
     """How an operator f acts along a thread; x and y have their channels there, T acts on the channels."""
 
-    MOVE = "moves the channels as they are"  # f(xT + c) = f(x)T + c
+    MOVE = "moves or averages the channels as they are"  # f(xT + c) = f(x)T + c
     SUM = "adds channel by channel"  # f(xT, yT) = f(x, y)T
     LINEAR = "is one linear map on every channel"  # f(xT) = f(x)T
     SCALE = "multiplies all channels of a row by one number"  # f(xT) = f(x)T; the number is outside the thread
@@ -137,7 +137,9 @@ def _transpose(node: ir.Node) -> Iterator[Thread]:
 def _reshape(node: ir.Node) -> Iterator[Thread]:
     """An axis survives where it has the same size and the same number of elements behind it, before and after."""
     before, after = _shape(node.inputs[0]), _shape(node.outputs[0])
-    places = {(size, _volume(after[axis + 1 :])): axis for axis, size in enumerate(after) if size not in (1, None)}
+    places: dict[tuple[Size, object], int] = {
+        (size, _volume(after[axis + 1 :])): axis for axis, size in enumerate(after) if size not in (1, None)
+    }
     surviving: set[int] = set()
     for axis, size in enumerate(before):
         behind = _volume(before[axis + 1 :])
@@ -489,11 +491,11 @@ OPERATORS: dict[str, Callable[[ir.Node], Iterator[Thread]]] = {
     "Conv": _convolution,
     "ConvTranspose": _convolution,
     "ReduceSum": _reduction(Role.LINEAR),
-    "ReduceMean": _reduction(Role.LINEAR),
+    "ReduceMean": _reduction(Role.MOVE),
     "ReduceMax": _reduction(Role.HOMOGENEOUS),
     "ReduceMin": _reduction(Role.HOMOGENEOUS),
     "AveragePool": _pooling(Role.LINEAR),
-    "GlobalAveragePool": _pooling(Role.LINEAR),
+    "GlobalAveragePool": _pooling(Role.MOVE),
     "MaxPool": _pooling(Role.HOMOGENEOUS),
     "GlobalMaxPool": _pooling(Role.HOMOGENEOUS),
     "LayerNormalization": _norm,

@@ -490,10 +490,10 @@ def concatenate(forms: Sequence[Form], axis: int) -> Form:
     return collect(tuple(rest), terms, forms[0].kind)
 
 
-def common_scalar(form: Form) -> Scalar | None:
-    """The number all of the form's chains have in front, or None; what a product of forms may carry outside."""
+def without_scalar(form: Form) -> tuple[Form, Scalar]:
+    """`form` less the number that all of its chains have in front, and that number (1 where they have none alike)."""
     scalars = {chain.scalar.value: chain.scalar for term in form.terms for chain in term.chains}
-    if len(scalars) != 1:
-        return None
-    scalar = next(iter(scalars.values()))
-    return scalar if scalar.value != 1.0 else None
+    if len(scalars) != 1 or 1.0 in scalars:
+        return form, Scalar(1.0)
+    terms = (Term(t.atom, t.view, t.axis, tuple(Chain(chain.body) for chain in t.chains)) for t in form.terms)
+    return collect(form.shape, terms, form.kind), next(iter(scalars.values()))

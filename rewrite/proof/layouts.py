@@ -310,7 +310,7 @@ def integer_range(walk, node, operands):
     if step != 1:
         return None
     size = limit.entries[0] - start.entries[0]
-    return form_of(walk.atom(("range", start.entries[0]), (size,), "int64"))
+    return form_of(walk.atom(("range", start.entries[0], limit.entries[0]), (size,), "int64"))
 
 
 # ── Integers made of sizes ──────────────────────────────────────────────────────────────────────────────────────────
@@ -318,6 +318,8 @@ def integer_range(walk, node, operands):
 
 def integer_arithmetic(walk, node, operands):
     """Elementwise arithmetic on sizes; None where the result is not a polynomial."""
+    if node.op_type not in ("Add", "Sub", "Mul", "Div", "Neg", "Min", "Max"):
+        return None
     parts = [as_integers(operand) for operand in operands]
     if any(part is None for part in parts):
         return None

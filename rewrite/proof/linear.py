@@ -388,6 +388,14 @@ class Comparer:
         if len(left) == 1 and len(rest) == 1:
             outcome = self._chain(left[0], rest[0], size)
         else:
+            # A number in front of every chain is taken out, so that a sum asks for the same Ŵ wherever it occurs.
+            numbers = {chain.scalar for chain in left}, {chain.scalar for chain in rest}
+            cancelled = None
+            if all(len(each) == 1 for each in numbers):
+                cancelled = _cancel_scalars(*(next(iter(each)) for each in numbers))
+            if cancelled is not None:
+                total = total + cancelled
+                left, rest = ([Chain(chain.body) for chain in chains] for chains in (left, rest))
             outcome = self._sums(left, rest, size)
         return total + outcome if isinstance(outcome, Match) else outcome
 

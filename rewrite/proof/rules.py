@@ -44,8 +44,10 @@ def rule(*names: str, domain: str = "") -> Callable[[Rule], Rule]:
 
 
 def attribute(node: ir.Node, name: str, default):  # noqa: ANN001, ANN201
+    """An attribute's value, or its default; a floating-point attribute is a float32 number, as ONNX stores it."""
     found = node.attributes.get(name)
-    return default if found is None else found.value
+    value = default if found is None else found.value
+    return float(np.float32(value)) if isinstance(value, float) else value
 
 
 def integers(value: Value | None) -> list[int] | None:
@@ -130,15 +132,15 @@ def times(walk: Walk, a: Form, b: Form) -> Form:
         if number is not None:
             return forms.scaled(forms.widened(x, shape), number)
         core = _rms_core(walk, x, y)
+        if core is None:
+            core = _polynomial(walk, x, y)
         if core is not None:
             return core
     out = Scalar(1.0)
     factors: list[int] = []
     for operand in (a, b):
-        scalar = forms.common_scalar(operand)
-        if scalar is not None:
-            out = Scalar(out.value * scalar.value, out.origins | scalar.origins)
-            operand = forms.scaled(operand, Scalar(1.0 / scalar.value))
+        operand, scalar = forms.without_scalar(operand)
+        out = Scalar(out.value * scalar.value, out.origins | scalar.origins)
         number = walk.intern(operand)
         known = walk.table.forms[number].atom
         if known is not None and known.key[0] == "product" and known.shape == shape:
@@ -150,6 +152,23 @@ def times(walk: Walk, a: Form, b: Form) -> Form:
     else:
         atom = walk.atom(("product", tuple(sorted(factors))), shape)
     return forms.scaled(form_of(atom), out)
+
+
+def _polynomial(walk: Walk, x: Form, y: Form) -> Form | None:
+    """x · (c₀ + c₁·x² + …) as c₀·x + c₁·x³ + …: how some write the cubic inside tanh-GELU."""
+    powers = [term.atom.key for term in y.terms if term.atom.key != ("one",)]
+    if not powers or any(key[0] != "power" for key in powers) or x.shape != y.shape:
+        return None
+    bare, scalar = forms.without_scalar(x)
+    number = walk.intern(bare)
+    if any(key[1] != number for key in powers) or any(chain.body for term in y.terms for chain in term.chains):
+        return None
+    parts = []
+    for term in y.terms:
+        exponent = 1.0 if term.atom.key == ("one",) else term.atom.key[2] + 1.0
+        part = power(walk, bare, exponent)
+        parts += [forms.scaled(part, chain.scalar) for chain in term.chains]
+    return forms.scaled(forms.add(*parts), scalar)
 
 
 def _plain_number(form: Form) -> Scalar | None:
@@ -318,10 +337,8 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
         return None
     out, numbers = Scalar(1.0), []
     for operand in (a, b):
-        scalar = forms.common_scalar(operand)
-        if scalar is not None:
-            out = Scalar(out.value * scalar.value, out.origins | scalar.origins)
-            operand = forms.scaled(operand, Scalar(1.0 / scalar.value))
+        operand, scalar = forms.without_scalar(operand)
+        out = Scalar(out.value * scalar.value, out.origins | scalar.origins)
         numbers.append(walk.intern(operand))
     shape = (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     return forms.scaled(form_of(walk.atom(("contraction", *numbers), shape)), out)

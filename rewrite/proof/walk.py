@@ -135,18 +135,30 @@ class Walk:
         return self.table.atom(key, shape, kind, self.node, self.side)
 
     def opaque_key(self, domain: str, name: str, attributes: dict[str, Any], operands: list[Any]) -> tuple[Any, ...]:
+        if domain == "" and "version" not in attributes:
+            attributes = {"version": onnx.defs.get_schema(name, self._opset(), "").since_version, **attributes}
         return ("operator", domain, name, tuple(sorted(attributes.items())), tuple(operands), 0)
 
     def mapped(self, form: Form, axis: int, factor: Factor) -> Form:
         """`form` followed by `factor`; where its own maps are in the way, they are closed off into an atom first."""
         result = forms.mapped(form, axis, factor)
+        if result is not None:
+            return result
+        # The atom has the mapped axis last and the others cut as finely as they are made, so that a product over
+        # (batch·sequence, d) and one over (batch, sequence, d) close off the same value.
+        axis %= form.rank
+        outer = [i for i in range(form.rank) if i != axis]
+        ordered = forms.transpose(form, (*outer, axis))
+        fine = forms.reshape(ordered, (*_finest(ordered), ordered.shape[-1])) or ordered
+        atom = self.atom(("value", self.intern(fine)), fine.shape)
+        result = forms.mapped(form_of(atom), -1, factor)
         if result is None:
-            number = self.intern(form)
-            atom = self.atom(("value", number), form.shape)
-            result = forms.mapped(form_of(atom), axis, factor)
-        if result is None:
-            raise ValueError(f"{self.node}: axis {axis} of {form.shape} is not static")
-        return result
+            raise ValueError(f"axis {axis} of {tuple(map(str, form.shape))} is not static")
+        back = forms.reshape(result, (*ordered.shape[:-1], result.shape[-1]))
+        if back is None:
+            raise ValueError(f"shape {tuple(map(str, form.shape))} cannot be taken apart")
+        position = {old: new for new, old in enumerate((*outer, axis))}
+        return forms.transpose(back, tuple(position[i] for i in range(form.rank)))
 
     def number(self, constant: Constant) -> Scalar:
         """A constant of one element as a number."""
@@ -273,6 +285,7 @@ class Walk:
                 schema = onnx.defs.get_schema(node.op_type, self._opset(), "")
             except onnx.defs.SchemaError:
                 return None
+            result["version"] = schema.since_version
             for name, declared in schema.attributes.items():
                 if declared.default_value.type:
                     result[name] = _plain(onnx.helper.get_attribute_value(declared.default_value))
@@ -333,6 +346,17 @@ class Walk:
             else:
                 sizes.append(parse(self._dimensions.get(str(size.value), str(size.value))))
         return tuple(sizes)
+
+
+def _finest(form: Form) -> Shape:
+    """The outer axes of `form`, each element of its first non-constant term an axis of its own."""
+    term = next((term for term in form.terms if term.atom.key != ("one",)), None)
+    if term is None:
+        return form.shape[:-1]
+    fine: list[Dim] = []
+    for size, elements in zip(form.shape[:-1], term.view.axes):
+        fine += [element.size for element in elements] or ([size] if size != ONE else [])
+    return tuple(fine)
 
 
 def _keeps_constants(node: ir.Node) -> bool:

@@ -108,6 +108,8 @@ def test_transforms_are_their_formulas():
     np.testing.assert_array_equal(apply("dense", axis=-1, constant=matrix), v @ matrix)
     np.testing.assert_allclose(apply("dense", axis=2, constant=block), v @ np.kron(np.eye(2), block), atol=2.0**-48)
     np.testing.assert_array_equal(apply("dense", axis=-1, constant=lazy.Constant(matrix)), v @ matrix)
+    scale, turn = {"transform": "scale", "constant": 2.0}, {"transform": "dense", "axis": -1, "constant": matrix}
+    np.testing.assert_array_equal(apply("composition", steps=[scale, turn]), (2 * v) @ matrix)
 
 
 def test_values_of_another_shape_or_relation_are_skipped_and_counted():

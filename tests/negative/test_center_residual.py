@@ -1,15 +1,16 @@
 """What center-residual must refuse: one case per requirement, then the traps that caught released tools."""
 
 import pytest
-from examples import PRE_LN
 from networks import network
+from pass_examples import PRE_LN
 from refusals import Case, check_refusal
 
 from rewrite.passes import CenterResidual
 from rewrite.rule import Applied, apply_pass
 
 BLOCK = """
-block ({types}float[B, 4] x, float[4, 6] w, float[6] c, float[6] g, float[6] b, float[6, 3] v) => (float[B, 3] y{outputs})
+block ({types}float[B, 4] x, float[4, 6] w, float[6] c, float[6] g, float[6] b, float[6, 3] v)
+    => (float[B, 3] y{outputs})
 {{
     product = MatMul (x, w)
     stream = Add (product, c)
@@ -40,9 +41,7 @@ CASES = {
         *("s", "LayerNormalization", r"γ has shape \(1,\), not \(6,\)"),
     ),
     "R4": Case(
-        block(
-            "first = LayerNormalization (stream, g2, b) s = Add (first, p)", types="float[6] g2, float[6] p, "
-        ),
+        block("first = LayerNormalization (stream, g2, b) s = Add (first, p)", types="float[6] g2, float[6] p, "),
         *("s", "RMSNormalization", "with a γ that is not one constant"),
     ),
     "R5": Case(
@@ -71,7 +70,9 @@ TRAPS = {
     "a statistic of the norm is used": (
         "R3",
         Case(
-            block(norm="LayerNormalization (s, g, b)", outputs=", float[B, 1] mean").replace("    n = ", "    n, mean = "),
+            block(norm="LayerNormalization (s, g, b)", outputs=", float[B, 1] mean").replace(
+                "    n = ", "    n, mean = "
+            ),
             *("s", "LayerNormalization", "its statistic mean is used"),
         ),
     ),
@@ -85,7 +86,12 @@ TRAPS = {
     ),
     "LayerNorm → ReLU → Linear with the stream on": (
         "R8",
-        Case(block("s = Identity (stream) r = Relu (s) raw = MatMul (r, v)", outputs=", float[B, 3] raw"), "s", "Relu", ""),
+        Case(
+            block("s = Identity (stream) r = Relu (s) raw = MatMul (r, v)", outputs=", float[B, 3] raw"),
+            "s",
+            "Relu",
+            "",
+        ),
     ),
     "a table with one entry a channel multiplies the stream": (
         "R8",
@@ -93,7 +99,9 @@ TRAPS = {
     ),
     "a number is added to every channel": (
         "R8",
-        Case(block("h = Constant <value_float = 0.5> () s = Add (stream, h)"), "s", "Add", "one number to all channels"),
+        Case(
+            block("h = Constant <value_float = 0.5> () s = Add (stream, h)"), "s", "Add", "one number to all channels"
+        ),
     ),
     "a graph input joins the stream": (
         "R5",

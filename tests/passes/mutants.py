@@ -1,7 +1,7 @@
 """Wrong right-hand sides: each function corrupts a correctly rewritten program as a real tool once did.
 
-Every mutant takes a rewritten `Program` and returns a clone that computes another function; it raises `LookupError` where
-the program has nothing to corrupt in that way. A checker must reject each, and accept the program it was made from.
+Every mutant takes a rewritten `Program` and returns a clone that computes another function; it raises `LookupError`
+where the program has nothing to corrupt in that way. A checker must reject each, and accept what it was made from.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def stale_tied_head(program: Program) -> Program:
                 weight = weight.inner
             if weight is not None and getattr(weight, "tensor", 0) is getattr(inner, "tensor", 1):
                 rescaled = _expression(value)
-                rescaled = Scale(_expression(table), rescaled.factor, rescaled.axis) if isinstance(rescaled, Scale) else None
+                rescaled = (
+                    Scale(_expression(table), rescaled.factor, rescaled.axis) if isinstance(rescaled, Scale) else None
+                )
                 _set(value, rescaled or _expression(table))
                 return mutant
     raise LookupError("no table was untied")
@@ -150,12 +152,14 @@ def rmsnorm_model_centred(program: Program) -> Program:
     """The embedding of an RMSNorm network is centred, as several released tools do."""
     mutant = program.clone()
     for node in mutant.model.graph:
-        if is_operator(node, "Gather") and (table := node.inputs[0]) is not None and table.const_value is not None:
-            if len(table.const_value.shape) == 2 and table.dtype is not None:
-                weight = Center(_expression(table), 1)
-                editor = Editor(mutant.model, "mutant")
-                node.replace_input_with(0, editor.initializer(f"{table.name}.centred", weight, table.dtype))
-                return mutant
+        table = node.inputs[0] if is_operator(node, "Gather") else None
+        if table is None or table.const_value is None or table.dtype is None or len(table.const_value.shape) != 2:
+            continue
+        weight = Center(_expression(table), 1)
+        node.replace_input_with(
+            0, Editor(mutant.model, "mutant").initializer(f"{table.name}.centred", weight, table.dtype)
+        )
+        return mutant
     raise LookupError("no embedding")
 
 
@@ -198,10 +202,9 @@ def scale_twice(program: Program) -> Program:
     factor = _expression(value).factor
     for norm in _norms(mutant, "LayerNormalization", "RMSNormalization"):
         scale = norm.inputs[1]
-        if scale is not None and (scale.name or "").startswith("ones.") and scale.dtype is not None:
-            if scale.const_value is not None and scale.const_value.size == factor.shape[0]:
-                norm.replace_input_with(1, Editor(mutant.model, "mutant").initializer("gamma", factor, scale.dtype))
-                return mutant
+        if scale is not None and scale.name == f"ones.{factor.shape[0]}" and scale.dtype is not None:
+            norm.replace_input_with(1, Editor(mutant.model, "mutant").initializer("gamma", factor, scale.dtype))
+            return mutant
     raise LookupError("no norm without a scale")
 
 
@@ -238,9 +241,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         *(matrix_not_centred, matrix_centred_along_its_inputs, bias_not_centred, embedding_not_centred),
         *(stale_tied_head, epsilon_scaled, unbiased_variance, shift_dropped),
     ),
-    "fold-norm": (
-        *(one_reader_unscaled, scale_on_the_outputs, scale_inverted, scale_twice, folded_shift_dropped),
-    ),
+    "fold-norm": (*(one_reader_unscaled, scale_on_the_outputs, scale_inverted, scale_twice, folded_shift_dropped),),
     "fold-scale": (one_reader_unscaled, scale_inverted, bias_unscaled, factor_squared),
     "a network that must be refused": (rmsnorm_model_centred,),
 }

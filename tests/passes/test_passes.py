@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from examples import EXAMPLES, PRE_LN
 from mutants import MUTANTS
 from networks import difference, digest, feed, network, operators, values_agree
+from pass_examples import EXAMPLES, PRE_LN
 
 import rewrite.passes
 from rewrite.ir.program import Program
@@ -110,7 +110,7 @@ def test_every_file_is_a_pass_in_the_tuple() -> None:
     folder = Path(rewrite.passes.__file__).parent
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert files == {rule.__module__.rpartition(".")[2] for rule in PASSES}
-    assert PASSES == (FoldScale, CenterResidual, FoldNorm)
+    assert (FoldScale, CenterResidual, FoldNorm) == PASSES
 
 
 @pytest.mark.parametrize("rule", PASSES)

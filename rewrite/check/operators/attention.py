@@ -7,6 +7,7 @@ is masked gives a zero row (the standard's erratum, and what runtimes do), not N
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,7 @@ def attention(
     v: np.ndarray,
     mask: np.ndarray | None = None,
     past_key: np.ndarray | None = None,
-    past_value: np.ndarray | None = None,
+    past_value: Any = None,
     valid_keys: np.ndarray | None = None,
 ):
     """softmax(softcap(s·q·kᵀ) + bias)·v; q (b, heads, s, h) or (b, s, heads·h), k and v with their own head count."""

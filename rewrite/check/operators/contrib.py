@@ -7,6 +7,7 @@ packed batches) are refused rather than guessed.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -40,14 +41,14 @@ def quick_gelu(call: Call, x: np.ndarray) -> np.ndarray:
 
 
 @operator("SkipLayerNormalization", domain=DOMAIN)
-def skip_layer_normalization(call: Call, x, skip, gamma, beta=None, bias=None):
+def skip_layer_normalization(call: Call, x, skip, gamma, beta: Any = None, bias: Any = None):
     total = x + skip if bias is None else x + skip + bias
     core, mean, inverse = layer_norm(total, (-1,), call.real("epsilon", _SKIP_EPSILON))
     return core * gamma if beta is None else core * gamma + beta, mean, inverse, total
 
 
 @operator("SkipSimplifiedLayerNormalization", domain=DOMAIN)
-def skip_simplified_layer_normalization(call: Call, x, skip, gamma, bias=None):
+def skip_simplified_layer_normalization(call: Call, x, skip, gamma, bias: Any = None):
     total = x + skip if bias is None else x + skip + bias
     core, inverse = rms_norm(total, (-1,), call.real("epsilon", _SKIP_EPSILON))
     return core * gamma, np.zeros_like(inverse), inverse, total
@@ -79,9 +80,18 @@ def rotary_embedding(call: Call, x: np.ndarray, position_ids: np.ndarray, cos: n
 
 @operator("MultiHeadAttention", domain=DOMAIN)
 def multi_head_attention(
-    call: Call, query, key=None, value=None, bias=None, padding=None, attention_bias=None, past_key=None,
-    past_value=None, past_length=None, indirection=None,
-):  # fmt: skip
+    call: Call,
+    query,
+    key: Any = None,
+    value: Any = None,
+    bias: Any = None,
+    padding: Any = None,
+    attention_bias: Any = None,
+    past_key: Any = None,
+    past_value: Any = None,
+    past_length: Any = None,
+    indirection: Any = None,
+):
     """query (b, s, heads·h); key and value alike, or (b, heads, s, h) already split (cross attention)."""
     if query.ndim != 3 or key is None or key.ndim == 5 or past_length is not None or indirection is not None:
         raise call.unsupported("with packed projections or a shared cache")
@@ -115,9 +125,21 @@ def multi_head_attention(
 
 @operator("GroupQueryAttention", domain=DOMAIN)
 def group_query_attention(
-    call: Call, query, key, value, past_key, past_value, seqlens_k, total_length, cos=None, sin=None,
-    position_ids=None, attention_bias=None, head_sink=None, *more,
-):  # fmt: skip
+    call: Call,
+    query,
+    key,
+    value,
+    past_key: Any,
+    past_value: Any,
+    seqlens_k,
+    total_length,
+    cos: Any = None,
+    sin: Any = None,
+    position_ids: Any = None,
+    attention_bias: Any = None,
+    head_sink: Any = None,
+    *more,
+):
     """Causal attention of grouped heads; `seqlens_k` (b,) is the number of keys of each sequence minus one.
 
     query (b, s, heads·h), or with key and value packed after it. Keys follow the past ones directly; a first prompt

@@ -6,6 +6,7 @@ Source: ONNX operator definitions of Conv, ConvTranspose, MaxPool, AveragePool.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -32,10 +33,10 @@ class Window:
         rank = len(spatial)
         stride = tuple(call.attribute("strides") or (1,) * rank)
         dilation = tuple(call.attribute("dilations") or (1,) * rank)
-        pads = tuple(call.attribute("pads") or (0,) * (2 * rank))
+        pads: list[int] = list(call.attribute("pads") or [0] * (2 * rank))
         mode, ceil = call.attribute("auto_pad", "NOTSET"), bool(call.attribute("ceil_mode", 0))
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel)]
-        before, after, output = list(pads[:rank]), list(pads[rank:]), []
+        before, after, output = pads[:rank], pads[rank:], []
         for i in range(rank):
             if mode in ("SAME_UPPER", "SAME_LOWER"):
                 size = -(-spatial[i] // stride[i])
@@ -125,11 +126,8 @@ def max_pool(call: Call, x: np.ndarray) -> np.ndarray:
         raise call.unsupported("with its Indices output")
     window = Window.of(call, x.shape[2:], call.attribute("kernel_shape"))
     fill = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    padded, result = window.padded(x, fill), None
-    for offset in window.offsets():
-        here = window.at(padded, offset)
-        result = here.copy() if result is None else np.maximum(result, here)
-    return result
+    padded = window.padded(x, fill)
+    return functools.reduce(np.maximum, [window.at(padded, offset) for offset in window.offsets()])
 
 
 @operator("AveragePool")
@@ -143,8 +141,11 @@ def average_pool(call: Call, x: np.ndarray) -> np.ndarray:
     else:
         counted = window.padded(inside, 0)
     padded = window.padded(x, 0)
-    total = sum(window.at(padded, offset) for offset in window.offsets())
-    return total / sum(window.at(counted, offset) for offset in window.offsets())
+    total, count = (
+        functools.reduce(np.add, [window.at(array, offset) for offset in window.offsets()])
+        for array in (padded, counted)
+    )
+    return total / count
 
 
 def _fitted(window: Window, inside: np.ndarray) -> np.ndarray:

@@ -177,7 +177,9 @@ def pad(call: Call, x: np.ndarray, pads=None, value=None, axes=None) -> np.ndarr
     mode = call.attribute("mode", "constant")
     if mode == "constant":
         return np.pad(x[kept], widths, mode="constant", constant_values=fill)
-    return np.pad(x[kept], widths, mode={"reflect": "reflect", "edge": "edge", "wrap": "wrap"}[mode])
+    if mode not in ("reflect", "edge", "wrap"):
+        raise call.unsupported(f"in mode {mode}")
+    return np.pad(x[kept], widths, mode=mode)
 
 
 @operator("Trilu")

@@ -25,7 +25,7 @@ def matmul(a: Operand, b: Operand, precision: type) -> np.ndarray:
     stacks of matrices (e, k, n) one matrix at a time.
     """
     if isinstance(a, Weight) and isinstance(b, Weight):
-        a = dense(a, precision)
+        return matmul(dense(a, precision), b, precision)
     if isinstance(a, Weight):
         if len(a.shape) != 2:
             return np.matmul(dense(a, precision), b)

@@ -84,10 +84,10 @@ for _name, _function in {"ArgMax": np.argmax, "ArgMin": np.argmin}.items():
 @operator("CumSum")
 def cumulative_sum(call: Call, x: np.ndarray, axis: np.ndarray) -> np.ndarray:
     """The running sum along `axis`, without its own term where `exclusive`, from the end where `reverse`."""
-    axis = int(np.reshape(axis, ()))
-    x = np.flip(x, axis) if call.attribute("reverse", 0) else x
-    total = np.cumsum(x, axis=axis, dtype=x.dtype)
+    along = int(np.reshape(axis, ())) % x.ndim
+    x = np.flip(x, along) if call.attribute("reverse", 0) else x
+    total = np.cumsum(x, axis=along, dtype=x.dtype)
     if call.attribute("exclusive", 0):
-        total = np.roll(total, 1, axis)  # shifted, for subtracting the own term would cancel
-        total[tuple(slice(0, 1) if i == axis % x.ndim else slice(None) for i in range(x.ndim))] = 0
-    return np.flip(total, axis) if call.attribute("reverse", 0) else total
+        total = np.roll(total, 1, along)  # shifted, for subtracting the own term would cancel
+        total[tuple(slice(0, 1) if i == along else slice(None) for i in range(x.ndim))] = 0
+    return np.flip(total, along) if call.attribute("reverse", 0) else total

@@ -30,7 +30,8 @@ class StoredIntegers:
         return np.asarray(self.tensor.numpy())
 
 
-Operand = np.ndarray | Weight | StoredIntegers | list | None
+Operand = Any
+"""np.ndarray | Weight | StoredIntegers | list | None; a definition knows from its entry which it gets."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,10 +41,9 @@ def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:
     """Ranges that cover the sorted indices, joined where the gap between two is small."""
     if not wanted.size:
         return []
-    breaks = np.flatnonzero(np.diff(wanted) > _GAP)
-    starts = wanted[np.concatenate(([0], breaks + 1))]
-    stops = wanted[np.concatenate((breaks, [wanted.size - 1]))] + 1
-    return [(int(start), int(stop)) for start, stop in zip(starts, stops)]
+    breaks = [int(i) for i in np.flatnonzero(np.diff(wanted) > _GAP)]
+    firsts, lasts = [0, *(i + 1 for i in breaks)], [*breaks, wanted.size - 1]
+    return [(int(wanted[first]), int(wanted[last]) + 1) for first, last in zip(firsts, lasts)]
 
 
 @operator("GatherElements")

@@ -2,8 +2,8 @@
 
 PRE_LN = """
 pre_ln (int64[B, S] ids, float[11, 8] table, float[7, 8] places, float[8] g1, float[8] b1, float[8, 8] w1, float[8] c1,
-        float[8, 8] w2, float[8] c2, float[8] g2, float[8] b2, float[8, 12] w3, float[12, 8] w4, float[8] g3, float[8] b3,
-        float[8] c3) => (float[B, S, 11] logits)
+        float[8, 8] w2, float[8] c2, float[8] g2, float[8] b2, float[8, 12] w3, float[12, 8] w4, float[8] g3,
+        float[8] b3, float[8] c3) => (float[B, S, 11] logits)
 {
     tokens = Gather (table, ids)
     first = Constant <value_ints = [0, 1, 2, 3, 4]> ()

@@ -1,0 +1,146 @@
+"""Numbers and verdicts as the terminal and the page both print them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rewrite.check.compare import WITHIN
+from rewrite.report.report import Report, SiteRow
+
+GOOD, CAUTION, BAD = "good", "caution", "bad"
+
+_PROVED = ("BITWISE", "EQUAL(")
+_REFUTED = ("REFUTED", "DIFFERENT")
+
+
+def tone(verdict: str, numerical: str = "") -> str:
+    """How a verdict reads: good where it is proved and no number contradicts, bad where it is refuted.
+
+    >>> tone("EQUAL(0.5 ulp)"), tone("TESTED"), tone("REFUTED(input 0)"), tone("EQUAL(1 ulp)", "different")
+    ('good', 'caution', 'bad', 'bad')
+    """
+    if verdict.upper().startswith(_REFUTED) or numerical in ("different", "above noise"):
+        return BAD
+    proved = verdict.upper().startswith(_PROVED) or verdict.upper() == "EQUAL"
+    return GOOD if proved and numerical in ("", WITHIN) else CAUTION
+
+
+def row_tone(verdict: str) -> str:
+    """How one output's verdict reads."""
+    return {WITHIN: GOOD, "unsettled": CAUTION}.get(verdict, BAD)
+
+
+def small(value: float | None) -> str:
+    """An error or a share, in two digits; nothing measured is a dash.
+
+    >>> small(1.234e-7), small(0.0), small(None), small(float("inf"))
+    ('1.2e-07', '0', '–', '∞')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def ratio(value: float | None) -> str:
+    """A noise ratio or a count of ulps.
+
+    >>> ratio(0.9876), ratio(28589.5), ratio(float("nan"))
+    ('0.99', '2.9e+04', '–')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.2f}" if value < 1000 else f"{value:.1e}"
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, a full one without digits behind the point.
+
+    >>> percent(1.0), percent(0.98765)
+    ('100 %', '98.77 %')
+    """
+    return "–" if value is None else "100 %" if value == 1 else f"{100 * value:.2f} %"
+
+
+def decibel(value: float) -> str:
+    """A ratio in dB; an exact result has infinitely many."""
+    return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.1f}"
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that leaves one to three digits before the point.
+
+    >>> size(512), size(1536), size(4_700_000_000)
+    ('512 B', '1.5 KiB', '4.4 GiB')
+    """
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{int(value)} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """A time.
+
+    >>> duration(0.0123), duration(4.26), duration(75)
+    ('12 ms', '4.3 s', '1 min 15 s')
+    """
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {round(seconds) % 60} s"
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """Refusals of one pass for one reason: the requirement, and the places."""
+
+    pass_name: str
+    requirement: str
+    text: str
+    reason: str
+    operator: str
+    rows: tuple[SiteRow, ...]
+
+
+def refusals(report: Report) -> list[Refusals]:
+    """The refused sites grouped by pass, requirement, operator and reason, in the order they were met."""
+    groups: dict[tuple[str, ...], list[SiteRow]] = {}
+    for row in report.refused:
+        groups.setdefault((row.pass_name, row.requirement, row.text, row.reason, row.operator), []).append(row)
+    return [Refusals(*key, tuple(rows)) for key, rows in groups.items()]
+
+
+def passes(report: Report) -> list[tuple[str, int, int]]:
+    """(pass, sites applied, sites refused) in the order they ran."""
+    applied, refused = (Counter(row.pass_name for row in rows) for rows in (report.applied, report.refused))
+    return [(name, applied[name], refused[name]) for name in dict.fromkeys(row.pass_name for row in report.sites)]
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "site"), plural(3, "site")
+    ('1 site', '3 sites')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def joined(items: Iterable[str], most: int = 3) -> str:
+    """The first few items, and how many more there are.
+
+    >>> joined(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    items = list(items)
+    head = ", ".join(items[:most])
+    return head if len(items) <= most else f"{head} and {len(items) - most} more"
