@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from rewrite.ir.program import Program
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -26,18 +31,43 @@ def family_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
 
 @pytest.fixture(scope="session")
-def family_program(family_checkpoint: Callable[[str], Path]) -> Callable[[str], Program]:
-    """`family_program(name)`: the program captured from a family's checkpoint, captured once per session.
+def family_program(
+    request: pytest.FixtureRequest, family_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Program]:
+    """`family_program(name)`: the program captured from a family's checkpoint.
 
-    Every call returns a fresh clone, so that a test may rewrite it; tensors are shared.
+    Every call returns a fresh clone, so that a test may rewrite it; tensors are shared. torch.export takes seconds a
+    family, so captures are kept between sessions, as ONNX files in pytest's cache under a digest of everything they
+    depend on. tests/capture captures anew.
     """
     import rewrite
+    from rewrite.capture.onnx_file import load_onnx
 
     programs: dict[str, Program] = {}
+    cache = getattr(request.config, "cache", None)
+    store = (cache.mkdir("families") if cache else tmp_path_factory.mktemp("families")) / _digest()
 
     def program(name: str) -> Program:
         if name not in programs:
-            programs[name] = rewrite.capture(family_checkpoint(name))
+            kept = store / name
+            if not (kept / "model.onnx").is_file():
+                making = tmp_path_factory.mktemp(f"{name}-capture")
+                rewrite.capture(family_checkpoint(name)).save(making / "model.onnx")
+                store.mkdir(exist_ok=True)
+                # Another session may have put it there meanwhile; either copy will do.
+                shutil.rmtree(kept, ignore_errors=True)
+                shutil.move(making, kept)
+            programs[name] = Program.captured(load_onnx(kept / "model.onnx"), name)
         return programs[name].clone()
 
     return program
+
+
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted([*ROOT.glob("rewrite/capture/*.py"), *ROOT.glob("rewrite/ir/*.py"), ROOT / "tests/families.py"]):
+        if not path.name.startswith("canonicalize"):
+            digest.update(path.read_bytes())
+    for package in ("torch", "transformers", "onnx-ir", "onnxscript"):
+        digest.update(version(package).encode())
+    return digest.hexdigest()[:16]

@@ -21,6 +21,7 @@ import torch
 from rewrite.capture.archive import refuse_code
 from rewrite.capture.bind import aliases
 from rewrite.capture.finish import (
+    all_values,
     describe_inputs,
     drop_exporter_metadata,
     give_tensors,
@@ -146,7 +147,27 @@ def to_onnx(exported: torch.export.ExportedProgram) -> ir.Model:
     program = torch.onnx.export(exported, args=(), optimize=False, opset_version=OPSET, dynamo=True, verbose=False)
     if program is None:
         raise SourceError("the ONNX exporter returned nothing", remedy="export with torch.onnx.export to see why")
-    return inlined(program.model)
+    model = inlined(program.model)
+    name_outputs(model, exported)
+    return model
+
+
+def name_outputs(model: ir.Model, exported: torch.export.ExportedProgram) -> None:
+    """Name the outputs by the keys of a dict or output class, else `output` or `output_0`, `output_1`, …"""
+    outputs = model.graph.outputs
+    spec = exported.call_spec.out_spec
+    paths = [path for path, _ in torch.utils._pytree.tree_leaves_with_path(_places(spec))] if spec else []
+    names = [str(getattr(path[-1], "key", "")) if path else "" for path in paths]
+    if len(names) != len(outputs) or not all(name.isidentifier() for name in names) or len(set(names)) < len(names):
+        names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
+    taken = {value.name for value in all_values(model)}
+    for value, name in zip(outputs, names):
+        if not value.is_graph_input() and name not in taken:
+            value.name = name
+
+
+def _places(spec: Any) -> Any:
+    return torch.utils._pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
 
 
 def capture_exported(exported: torch.export.ExportedProgram) -> ir.Model:
@@ -180,6 +201,8 @@ def capture_archive(path: Path, progress: Progress | None = None) -> ir.Model:
                 where=str(path),
                 remedy="save it again with torch.export.save of the installed torch",
             ) from error
+    # Guards are Python text; the graph does not need them.
+    exported._guards_code = []
     return capture_module(exported, progress=progress)
 
 

@@ -7,7 +7,7 @@ what floats make of it. It imports no torch, and onnxruntime only when a model i
 
 from rewrite.check.compare import Comparison, compare
 from rewrite.check.diff import Difference, diff_models
-from rewrite.check.inputs import generate_inputs, load_inputs
+from rewrite.check.inputs import generate_inputs, label, load_inputs
 from rewrite.check.localize import Localization, localize
 from rewrite.check.noise import Noise, noise_ratio, two_precisions
 from rewrite.check.reference import evaluate, values_of
@@ -23,6 +23,7 @@ __all__ = [
     "diff_models",
     "evaluate",
     "generate_inputs",
+    "label",
     "load_inputs",
     "localize",
     "noise_ratio",

@@ -104,6 +104,18 @@ def _attention_mask(given: Input, shape: tuple[int, ...], case: str) -> np.ndarr
     return mask
 
 
+def label(inputs: Mapping[str, np.ndarray]) -> str:
+    """What to call a set of inputs in a table: the shape of the first one, and whether a mask hides any of it.
+
+    >>> label({"input_ids": np.zeros((2, 7), int), "attention_mask": np.ones((2, 7), int)})
+    '2 × 7'
+    """
+    first = next(iter(inputs.values()), np.zeros(()))
+    shape = " × ".join(map(str, first.shape)) or "scalar"
+    masks = [array for name, array in inputs.items() if name == "attention_mask"]
+    return f"{shape}, padded" if any((mask == 0).any() for mask in masks) else shape
+
+
 def load_inputs(path: str | Path, model: ir.Model) -> list[dict[str, np.ndarray]]:
     """One set of inputs from an `.npz` with an array per input, validated against the signature.
 

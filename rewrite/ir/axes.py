@@ -410,7 +410,7 @@ def _reduction(role: Role) -> Callable[[ir.Node], Iterator[Thread]]:
             return
         reduced = {axis % rank for axis in given or range(rank)}
         if not given and node.attributes.get_int("noop_with_empty_axes", 0):
-            reduced = set()
+            reduced.clear()
         keep = bool(node.attributes.get_int("keepdims", 1))
         for axis in range(rank):
             if axis in reduced:

@@ -174,15 +174,16 @@ def _claim(first: Walk, second: Walk, name: str, claim: Mapping[str, object]) ->
     if theirs is None or ours is None:
         return False
     expected = first.form(theirs)
-    transform = claim.get("transform", "identity")
-    if transform == "centre":
-        axis = int(str(claim.get("axis", -1)))
+    for step in claim.get("steps") or [claim]:  # type: ignore[union-attr]
+        transform = step.get("transform", "identity")  # type: ignore[union-attr]
+        if transform == "identity":
+            continue
+        axis = int(str(step.get("axis", -1)))  # type: ignore[union-attr]
         size: Dim = expected.shape[axis]
-        if size.constant is None:
+        if transform != "centre" or size.constant is None:
+            # A transform that is not known here cannot be checked, and what cannot be checked is not true.
             return False
         expected = first.mapped(expected, axis, Centre(size.constant))
-    elif transform != "identity":
-        return False
     outcome = second.table.match(second.form(ours), expected)
     if isinstance(outcome, Match):
         second.table.commit(outcome, name)

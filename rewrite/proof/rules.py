@@ -136,11 +136,14 @@ def times(walk: Walk, a: Form, b: Form) -> Form:
             core = _polynomial(walk, x, y)
         if core is not None:
             return core
-    out = Scalar(1.0)
+    key = ("product", *sorted(map(walk.intern, (a, b))))
+    return walk.bilinear(key, lambda: _product(walk, a, b, shape))
+
+
+def _product(walk: Walk, a: Form, b: Form, shape: Shape) -> Form:
+    a, b, out = _without_scalars(a, b)
     factors: list[int] = []
     for operand in (a, b):
-        operand, scalar = forms.without_scalar(operand)
-        out = Scalar(out.value * scalar.value, out.origins | scalar.origins)
         number = walk.intern(operand)
         known = walk.table.forms[number].atom
         if known is not None and known.key[0] == "product" and known.shape == shape:
@@ -335,13 +338,21 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
     """A·B of two values; numbers in front are taken out."""
     if a.rank < 2 or b.rank < 2 or a.kind != "f":
         return None
-    out, numbers = Scalar(1.0), []
-    for operand in (a, b):
-        operand, scalar = forms.without_scalar(operand)
-        out = Scalar(out.value * scalar.value, out.origins | scalar.origins)
-        numbers.append(walk.intern(operand))
     shape = (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-    return forms.scaled(form_of(walk.atom(("contraction", *numbers), shape)), out)
+
+    def contracted() -> Form:
+        left, right, out = _without_scalars(a, b)
+        atom = walk.atom(("contraction", walk.intern(left), walk.intern(right)), shape)
+        return forms.scaled(form_of(atom), out)
+
+    return walk.bilinear(("contraction", walk.intern(a), walk.intern(b)), contracted)
+
+
+def _without_scalars(a: Form, b: Form) -> tuple[Form, Form, Scalar]:
+    """Both factors of a product less the numbers in front of them, and the product of those."""
+    a, left = forms.without_scalar(a)
+    b, right = forms.without_scalar(b)
+    return a, b, Scalar(left.value * right.value, left.origins | right.origins)
 
 
 def _transposed(walk, value):

@@ -34,6 +34,7 @@ class Table:
     strangers: dict[int, Stranger] = field(default_factory=dict)
     demands: dict[Demand, str] = field(default_factory=dict)
     ulps: float = 0.0
+    products: dict[tuple[Any, ...], Form] = field(default_factory=dict)
     _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _alike: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
     _constants: dict[tuple[Any, ...], list[Constant]] = field(default_factory=dict)

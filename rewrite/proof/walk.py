@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,17 @@ class Walk:
 
     def atom(self, key: tuple[Any, ...], shape: Shape, kind: str = "f"):
         return self.table.atom(key, shape, kind, self.node, self.side)
+
+    def bilinear(self, key: tuple[Any, ...], compute: Callable[[], Form]) -> Form:
+        """A product by its operands as they stand. A number that one graph has in front of a factor and the other
+        inside its weight leaves two products of equal operands: the original's is known under both names.
+        """
+        if key not in self.table.products:
+            result = compute()
+            if self.side == "rewritten":
+                return result
+            self.table.products[key] = result
+        return self.table.products[key]
 
     def opaque_key(self, domain: str, name: str, attributes: dict[str, Any], operands: list[Any]) -> tuple[Any, ...]:
         if domain == "" and "version" not in attributes:

@@ -70,7 +70,7 @@ def percent(value: float | None) -> str:
 
 def decibel(value: float) -> str:
     """A ratio in dB; an exact result has infinitely many."""
-    return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.1f}"
+    return "–" if math.isnan(value) else f"{value:.1f}" if math.isfinite(value) else "∞" if value > 0 else "−∞"
 
 
 def size(count: int) -> str:

@@ -127,8 +127,8 @@ def multi_head_attention(
 def group_query_attention(
     call: Call,
     query,
-    key,
-    value,
+    key: Any,
+    value: Any,
     past_key: Any,
     past_value: Any,
     seqlens_k,

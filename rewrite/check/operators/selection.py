@@ -41,7 +41,7 @@ def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:
     """Ranges that cover the sorted indices, joined where the gap between two is small."""
     if not wanted.size:
         return []
-    breaks = [int(i) for i in np.flatnonzero(np.diff(wanted) > _GAP)]
+    breaks = [i for i in range(wanted.size - 1) if wanted[i + 1] - wanted[i] > _GAP]
     firsts, lasts = [0, *(i + 1 for i in breaks)], [*breaks, wanted.size - 1]
     return [(int(wanted[first]), int(wanted[last]) + 1) for first, last in zip(firsts, lasts)]
 

@@ -1,0 +1,232 @@
+"""A report as one self-contained HTML page: no script, no font, no image from anywhere else.
+
+Every piece of text that comes from a model is escaped where it enters the page, by `_text` or `_code`.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from importlib import resources
+
+from rewrite.check.plot import Point, error_plot
+from rewrite.report import words
+from rewrite.report.report import LayerRow, OutputRow, Report
+
+_WORST_SHOWN = 8
+
+
+def to_html(report: Report) -> str:
+    """The whole page."""
+    style = resources.files("rewrite.report").joinpath("style.css").read_text(encoding="utf-8")
+    tone = words.tone(report.verdict, report.numerical)
+    sections = (_warnings, _sites, _refusals, _outputs, _layers, _timings, _proof, _environment)
+    body = "\n".join(part for section in sections if (part := section(report)))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{_text(report.verdict)} · {_text(report.source)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{_banner(report, tone)}
+{_facts(report)}
+{body}
+<footer>Written by rewrite. The numbers are those of report.json beside this page.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _code(value: object) -> str:
+    return f"<code>{_text(value)}</code>"
+
+
+def _tag(text: str, tone: str) -> str:
+    return f'<span class="tag {tone}">{_text(text)}</span>'
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of ready-made cells; a column whose name ends in "#" holds numbers."""
+    attributes = [' class="number"' if column.endswith("#") else "" for column in columns]
+
+    def cells(kind: str, contents: Sequence[str]) -> str:
+        pairs = zip(attributes, contents)
+        return "".join(f"<{kind}{attribute}>{content}</{kind}>" for attribute, content in pairs)
+
+    head = cells("th", [_text(column.removesuffix("#").strip()) for column in columns])
+    body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f'<div class="card"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _section(title: str, note: str, content: str) -> str:
+    paragraph = f'<p class="about">{_text(note)}</p>\n' if note else ""
+    return f"<section>\n<h2>{_text(title)}</h2>\n{paragraph}{content}\n</section>"
+
+
+def _banner(report: Report, tone: str) -> str:
+    path = f"{_code(report.source)} → {_code(report.target)}" if report.target else _code(report.source)
+    detail = f'<p class="detail">{_text(report.detail)}</p>' if report.detail else ""
+    return (
+        f'<header class="banner {tone}">\n<h1 class="verdict">{_text(report.verdict)}</h1>\n'
+        f'<p class="path">{path}</p>\n{detail}</header>'
+    )
+
+
+def _facts(report: Report) -> str:
+    facts = []
+    if report.sites:
+        facts.append((f"{len(report.applied):,}", "sites rewritten"))
+        facts.append((f"{len(report.refused):,}", "left alone"))
+    if report.numerical:
+        facts.append((words.ratio(report.worst_noise_ratio), f"worst noise ratio · {report.numerical}"))
+    if report.sizes.before or report.sizes.after:
+        facts.append((words.size(report.sizes.after), f"written, from {words.size(report.sizes.before)}"))
+    if report.sizes.untied:
+        facts.append((words.size(report.sizes.untied), "of shared weights copied"))
+    if report.timings_s:
+        facts.append((words.duration(report.seconds), "in all"))
+    cards = "\n".join(f'<div class="fact"><b>{_text(a)}</b><span>{_text(b)}</span></div>' for a, b in facts)
+    return f'<div class="facts">\n{cards}\n</div>' if facts else ""
+
+
+def _warnings(report: Report) -> str:
+    if not report.warnings:
+        return ""
+    notes = "\n".join(f'<p class="note caution">{_text(warning)}</p>' for warning in report.warnings)
+    return f"<section>\n<h2>Warnings</h2>\n{notes}\n</section>"
+
+
+def _places(labels: Sequence[str]) -> str:
+    """A list of places, folded away where it is long."""
+    if not labels:
+        return "–"
+    if len(labels) == 1:
+        return _code(labels[0])
+    items = "".join(f"<li>{_code(label)}</li>" for label in labels)
+    return f"<details><summary>{_text(words.plural(len(labels), 'place'))}</summary><ul>{items}</ul></details>"
+
+
+def _sites(report: Report) -> str:
+    if not report.sites:
+        return ""
+    rows = []
+    for name, applied, refused in words.passes(report):
+        done = [row for row in report.applied if row.pass_name == name]
+        notes = dict.fromkeys(note for row in done for note in row.notes)
+        told = "".join(f'<span class="why">{_text(note)}</span>' for note in list(notes)[:3])
+        rows.append([_code(name), str(applied or "–"), str(refused or "–"), _places([row.site for row in done]) + told])
+    return _section("Passes", "In the order they ran.", _table(["pass", "rewritten#", "left alone#", "where"], rows))
+
+
+def _refusals(report: Report) -> str:
+    groups = words.refusals(report)
+    if not groups:
+        return ""
+    rows = []
+    for group in groups:
+        requirement = f"{_tag(group.requirement, words.CAUTION)} {_text(group.text)}" if group.requirement else ""
+        places = _places([f"{row.operator} {row.node}".strip() or row.site for row in group.rows])
+        rows.append([_code(group.pass_name), requirement, _text(group.reason), places])
+    note = "A site is left as it was at the first requirement that does not hold there."
+    return _section("Left alone, and why", note, _table(["pass", "requirement", "found", "where"], rows))
+
+
+def _outputs(report: Report) -> str:
+    if not report.outputs:
+        return ""
+    logits = any(row.top1 is not None for row in report.outputs)
+    columns = ["output", "inputs", "verdict", "noise ratio#", "error#", "in float64#", "ulps#", "SQNR dB#"]
+    columns += ["KL#", "top-1#"] if logits else []
+    note = (
+        "Against the original in float64. The noise ratio is the error of what runs over the original's own rounding "
+        "error: about 1 is as good as the original. Errors are relative, over norms."
+    )
+    rows = [_output_cells(row, logits) for row in report.outputs]
+    return _section("Numerical check", note, _table(columns, rows))
+
+
+def _output_cells(row: OutputRow, logits: bool) -> list[str]:
+    why = f'<span class="why">{_text(row.reason)}</span>' if row.reason else ""
+    cells = [_code(row.output), _text(row.inputs), _tag(row.verdict, words.row_tone(row.verdict)) + why]
+    cells += [words.ratio(row.noise_ratio), words.small(row.error), words.small(row.error_f64)]
+    cells += [words.ratio(row.ulps), words.decibel(row.sqnr_db)]
+    return [*cells, words.small(row.kl_max), words.percent(row.top1)] if logits else cells
+
+
+def _layers(report: Report) -> str:
+    if not report.layers:
+        return ""
+    plot = error_plot([Point(row.value, row.error, row.noise, row.departs) for row in report.layers])
+    legend = (
+        '<div class="legend"><span><i style="border-color:var(--plot-error)"></i>error of the rewritten network</span>'
+        '<span><i style="border-color:var(--plot-noise);border-top-style:dashed"></i>rounding of the original in its '
+        'own type</span><span><i class="dot"></i>departs</span></div>'
+    )
+    first = report.first_departure
+    told = _departure(first) if first else ""
+    worst = sorted(report.layers, key=lambda row: -(row.error / row.noise if row.noise else row.error))[:_WORST_SHOWN]
+    rows = [
+        [
+            _code(row.value),
+            f"{_text(row.operator)} {_code(row.node)}",
+            _text(row.made_by or "–"),
+            _text(row.relation),
+            words.small(row.error),
+            words.small(row.noise),
+        ]
+        for row in worst
+    ]
+    skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(report.skipped.items()))
+    note = (
+        f"{words.plural(len(report.layers), 'value')} in the order they are computed, each compared with the "
+        f"original's value through its change of basis{f' (not compared: {skipped})' if skipped else ''}."
+    )
+    table = _table(["largest errors over noise", "node", "pass", "relation", "error#", "noise#"], rows)
+    card = f'<div class="card plot">{legend}{plot}</div>' if plot else ""
+    return _section("Layer by layer", note, told + card + table)
+
+
+def _departure(row: LayerRow) -> str:
+    made = f", made by {_code(row.made_by)}" if row.made_by else ""
+    return (
+        f'<p class="note bad">The first value that departs is {_code(row.value)}: error {words.small(row.error)}, '
+        f"noise {words.small(row.noise)}, at {_text(row.operator)} {_code(row.node)}{made}.</p>"
+    )
+
+
+def _timings(report: Report) -> str:
+    if not report.timings_s:
+        return ""
+    longest = max(report.timings_s.values()) or 1.0
+    bars = "\n".join(
+        f'<span>{_text(name)}</span><span><i style="width:{100 * seconds / longest:.1f}%"></i></span>'
+        f"<b>{words.duration(seconds)}</b>"
+        for name, seconds in report.timings_s.items()
+    )
+    return _section("Time", "", f'<div class="card bars">\n{bars}\n</div>')
+
+
+def _listing(title: str, facts: dict[str, str]) -> str:
+    if not facts:
+        return ""
+    items = "\n".join(f"<dt>{_text(name)}</dt><dd>{_code(value)}</dd>" for name, value in facts.items())
+    return _section(title, "", f'<div class="card"><dl class="environment">\n{items}\n</dl></div>')
+
+
+def _proof(report: Report) -> str:
+    return _listing("Proof", report.proof)
+
+
+def _environment(report: Report) -> str:
+    return _listing("Environment", report.environment)
