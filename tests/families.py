@@ -246,6 +246,7 @@ FAMILIES: dict[str, Callable[[], Built]] = {
 def save_checkpoint(name: str, folder: Path) -> Path:
     """Write the checkpoint of a family as `save_pretrained` does, and return its folder."""
     model, _ = FAMILIES[name]()
+    transformers.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _TEXT = "var(--plot-text, #667085)"
@@ -25,7 +25,7 @@ def error_plot(points: Sequence[Point], width: int = 900, height: int = 280) -> 
     """A standalone SVG of the points in order.
 
     Colours are the CSS variables --plot-error, --plot-noise, --plot-bad, --plot-grid and --plot-text where the page
-    sets them. A zero error has no logarithm: it is drawn on the floor of the plot.
+    sets them. A zero error has no logarithm: it is drawn on the floor of the plot, an infinite one at its top.
     """
     drawn = [v for p in points for v in (p.error, p.noise) if v > 0 and math.isfinite(v)]
     if not points or not drawn:
@@ -37,15 +37,17 @@ def error_plot(points: Sequence[Point], width: int = 900, height: int = 280) -> 
     def x(index: int) -> float:
         return _LEFT + inner_width * ((index + 0.5) / len(points))
 
-    def y(value: float) -> float:
-        exponent = low if value <= 0 else high if not math.isfinite(value) else math.log10(value)
+    def level(exponent: float) -> float:
         return _TOP + inner_height * (high - exponent) / (high - low)
+
+    def y(value: float) -> float:
+        return level(low if value <= 0 else high if not math.isfinite(value) else math.log10(value))
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         'aria-label="Relative error and noise of every value, in the order they are computed" '
         'font-family="system-ui, sans-serif" font-size="11">',
-        *_grid(low, high, width, y),
+        *_grid(low, high, width, level),
         _line([(x(i), y(p.noise)) for i, p in enumerate(points)], "var(--plot-noise, #8a94a6)", dashed=True),
         _line([(x(i), y(p.error)) for i, p in enumerate(points)], "var(--plot-error, #2563eb)"),
     ]
@@ -65,11 +67,11 @@ def error_plot(points: Sequence[Point], width: int = 900, height: int = 280) -> 
     return "\n".join(parts)
 
 
-def _grid(low: int, high: int, width: int, y) -> list[str]:
+def _grid(low: int, high: int, width: int, level: Callable[[float], float]) -> list[str]:
     step = max(1, math.ceil((high - low) / 8))
     lines = []
     for exponent in range(low, high + 1, step):
-        at = y(10.0**exponent)
+        at = level(exponent)
         lines.append(
             f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" '
             'stroke="var(--plot-grid, #e4e7ec)" stroke-width="1"/>'

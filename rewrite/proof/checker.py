@@ -156,6 +156,8 @@ def _operand_numbers(key: tuple[object, ...]) -> list[int]:
     kind = key[0]
     if kind in ("power", "rms", "value", "mean", "sum", "unfold", "conv", "reshape"):
         return [key[1]] if isinstance(key[1], int) else []
+    if kind in ("gather", "gathernd"):
+        return [key[2], *([key[1][1]] if key[1][0] == "form" else [])]  # type: ignore[index, list-item]
     if kind == "product":
         return list(key[1])  # type: ignore[arg-type]
     if kind == "contraction":

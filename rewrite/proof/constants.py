@@ -303,12 +303,27 @@ def reshaped(constant: Constant, shape: tuple[int, ...]) -> Constant:
 def sliced(constant: Constant, region: Region) -> Constant:
     if all(s.start == 0 and s.stop == n for s, n in zip(region, constant.shape)):
         return constant
+    if isinstance(constant, Permuted):
+        inner = [slice(0, 0)] * len(region)
+        for taken, axis in zip(region, constant.permutation):
+            inner[axis] = taken
+        return permuted(sliced(constant.inner, tuple(inner)), constant.permutation)
+    if isinstance(constant, Reshaped) and _long(constant.shape) == _long(constant.inner.shape):
+        # Only axes of size 1 come and go: the slice is one of the inner constant, where two slices can be compared.
+        longs = iter(taken for taken, n in zip(region, constant.shape) if n != 1)
+        inner = [next(longs) if n != 1 else slice(0, 1) for n in constant.inner.shape]
+        if all(taken == slice(0, 1) for taken, n in zip(region, constant.shape) if n == 1):
+            return reshaped(sliced(constant.inner, tuple(inner)), tuple(s.stop - s.start for s in region))
     if isinstance(constant, Sliced):
         outer = constant.region
         return Sliced(
             constant.inner, tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(outer, region))
         )
     return Sliced(constant, region)
+
+
+def _long(shape: tuple[int, ...]) -> list[int]:
+    return [n for n in shape if n != 1]
 
 
 def same_values(a: Constant, b: Constant) -> bool:

@@ -454,9 +454,9 @@ def gathering(walk, node, operands):
         return walk.mapped(form_of(rows), -1, Matrix(data))
     form = walk.form(data)
     positions = integers(indices)
-    if positions is None:
-        return None
     axis %= form.rank
+    if positions is None:
+        return selected(walk, form, ("gather", walk.operand(indices)), axis, axis + 1, walk.shape(indices))
     walk.table.pin([indices], walk.node)
     size = form.shape[axis].constant
     if any(p < 0 for p in positions):
@@ -479,6 +479,64 @@ def gathering(walk, node, operands):
         return forms.take(form, axis, start, Dim.of(len(positions)))
     digest = Array(np.array(positions)).digest
     return forms.take(form, axis, Dim.of(0), Dim.of(len(positions)), digest)
+
+
+@rule("GatherND")
+def gathering_of_rows(walk, node, operands):
+    if isinstance(operands[0], Constant) or attribute(node, "batch_dims", 0):
+        return None
+    form, indices = walk.form(operands[0]), walk.shape(operands[1])
+    depth = indices[-1].constant
+    if depth is None or depth >= form.rank:
+        return None
+    return selected(walk, form, ("gathernd", walk.operand(operands[1])), 0, depth, indices[:-1])
+
+
+def selected(walk: Walk, form: Form, key: tuple, start: int, stop: int, sizes: Shape) -> Form | None:
+    """Entries picked along axes start:stop, which become axes of `sizes`: maps on other axes stay outside.
+
+    None where a map acts on an axis that is picked from; the operator is then opaque.
+    """
+    if form.kind != "f":
+        return None
+    shape = (*form.shape[:start], *sizes, *form.shape[stop:])
+    moved = len(sizes) - (stop - start)
+    terms: list[forms.Term] = []
+    for term in form.terms:
+        if not any(term.view.axes[axis] for axis in range(start, stop)):
+            axes = (*term.view.axes[:start], *[()] * len(sizes), *term.view.axes[stop:])
+            terms.append(forms.Term(term.atom, forms.View(axes, term.view.fixed), term.axis, term.chains))
+            continue
+        bare = _bare(form, term, range(start, stop))
+        if bare is None:
+            return None
+        inner, position = bare
+        atom = walk.atom((*key, walk.intern(inner), start), (*inner.shape[:start], *sizes, *inner.shape[stop:]))
+        terms.append(_mapped_again(atom, term, None if position is None else position + (moved if position >= stop else 0), shape))
+    return forms.collect(shape, terms)
+
+
+def _bare(form: Form, term: forms.Term, busy: range | list[int]) -> tuple[Form, int | None] | None:
+    """`term` without its map, as a form, and the axis on which the map acts; None where that axis is `busy` or cut."""
+    if term.axis is None:
+        inner = forms.Term(term.atom, term.view, None, forms.IDENTITY)
+        return Form(form.shape, (inner,)), None
+    places = [axis for axis in range(form.rank) if term.whole(axis) == term.axis]
+    if len(places) != 1 or places[0] in busy:
+        return None
+    position, size = places[0], term.atom.shape[term.axis]
+    axes = list(term.view.axes)
+    axes[position] = (forms.Piece(term.axis, ONE, size),)
+    inner = forms.Term(term.atom, forms.View(tuple(axes), term.view.fixed), None, forms.IDENTITY)
+    return Form((*form.shape[:position], size, *form.shape[position + 1 :]), (inner,)), position
+
+
+def _mapped_again(atom: forms.Atom, term: forms.Term, position: int | None, shape: Shape) -> forms.Term:
+    """`atom` with the map of `term` on its axis `position`."""
+    axes = list(forms.identity_view(atom).axes)
+    if position is not None:
+        axes[position] = (forms.Piece(position, ONE, shape[position]),)
+    return forms.Term(atom, forms.View(tuple(axes)), position, term.chains)
 
 
 @rule("ReduceMean", "ReduceSum")
@@ -524,24 +582,13 @@ def _reduced_elsewhere(walk: Walk, form: Form, axes: list[int], mean: bool) -> F
             part = Form(shape, (term,))
             parts.append(part if mean else forms.scaled(part, Scalar(float(count.constant or 0))))
             continue
-        position = None
-        bare = form.shape
-        axes_of_view = list(term.view.axes)
-        if term.axis is not None:
-            places = [axis for axis in range(form.rank) if term.whole(axis) == term.axis]
-            if len(places) != 1 or places[0] in axes:
-                return None
-            position = places[0]
-            size = term.atom.shape[term.axis]
-            axes_of_view[position] = (forms.Piece(term.axis, ONE, size),)
-            bare = (*form.shape[:position], size, *form.shape[position + 1 :])
-        inner = Form(bare, (forms.Term(term.atom, forms.View(tuple(axes_of_view), term.view.fixed), None, forms.IDENTITY),))
-        reduced = tuple(ONE if axis in axes else n for axis, n in enumerate(bare))
+        bare = _bare(form, term, axes)
+        if bare is None:
+            return None
+        inner, position = bare
+        reduced = tuple(ONE if axis in axes else n for axis, n in enumerate(inner.shape))
         atom = walk.atom(("mean" if mean else "sum", walk.intern(inner), tuple(axes)), reduced)
-        view = list(forms.identity_view(atom).axes)
-        if position is not None:
-            view[position] = (forms.Piece(position, ONE, form.shape[position]),)
-        parts.append(Form(shape, (forms.Term(atom, forms.View(tuple(view)), position, term.chains),)))
+        parts.append(Form(shape, (_mapped_again(atom, term, position, shape),)))
     return forms.collect(shape, (term for part in parts for term in part.terms))
 
 

@@ -135,12 +135,20 @@ class Table:
 
 
 def _disjoint(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """Whether two layouts are slices of the same tensor that share no entry."""
-    if len(a) != len(b) or not a or a[0] != b[0]:
-        return False
-    if a[0] == "sliced" and a[2] == b[2]:
-        return any(x1 <= y0 or y1 <= x0 for (x0, x1), (y0, y1) in zip(a[1], b[1]))
-    return a[1] == b[1] and a[0] in ("permuted", "reshaped") and _disjoint(a[2], b[2]) if len(a) == 3 else False
+    """Whether two layouts of one tensor hold different entries: slices of the tensor itself that do not meet."""
+    mine, theirs = _slice_of(a), _slice_of(b)
+    return (
+        mine is not None
+        and theirs is not None
+        and any(x1 <= y0 or y1 <= x0 for (x0, x1), (y0, y1) in zip(mine, theirs))
+    )
+
+
+def _slice_of(layout: tuple[Any, ...]) -> tuple[tuple[int, int], ...] | None:
+    """The slice of the stored tensor that a layout's entries come from; what is around it loses none of them."""
+    while layout and layout[0] in ("permuted", "reshaped"):
+        layout = layout[2]
+    return layout[1] if layout and layout[0] == "sliced" and layout[2][0] == "stored" else None
 
 
 def _pairs(rewritten: Form, original: Form) -> list[tuple[Term | None, Term | None]]:

@@ -114,10 +114,13 @@ class Refusals:
 
 def refusals(report: Report) -> list[Refusals]:
     """The refused sites grouped by pass, requirement, operator and reason, in the order they were met."""
-    groups: dict[tuple[str, ...], list[SiteRow]] = {}
+    groups: dict[tuple[str, str, str, str, str], list[SiteRow]] = {}
     for row in report.refused:
         groups.setdefault((row.pass_name, row.requirement, row.text, row.reason, row.operator), []).append(row)
-    return [Refusals(*key, tuple(rows)) for key, rows in groups.items()]
+    return [
+        Refusals(rule, requirement, text, reason, operator, tuple(rows))
+        for (rule, requirement, text, reason, operator), rows in groups.items()
+    ]
 
 
 def passes(report: Report) -> list[tuple[str, int, int]]:

@@ -30,7 +30,6 @@ def captured(family_checkpoint: Callable[[str], Path]) -> Callable[[str], Progra
 
     def capture(name: str) -> Program:
         if name not in programs:
-            programs.clear()
             programs[name] = rewrite.capture(family_checkpoint(name))
         return programs[name]
 
@@ -62,6 +61,9 @@ def test_family_computes_what_torch_computes(name: str, captured: Callable[[str]
     program = captured(name)
     model, examples = FAMILIES[name]()
     precise = copy.deepcopy(model).double()
+    if name == "mixtral":
+        # The grouped kernel has no float64.
+        precise.set_experts_implementation("eager")
     longest = max(max(parameter.shape, default=1) for parameter in model.parameters())
     session = _session(program, tmp_path)
     for batch, sequence in SIZES.values():

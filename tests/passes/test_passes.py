@@ -127,7 +127,7 @@ def test_a_mutant_computes_another_function(name: str, mutant) -> None:
     before, after = rewritten(name)
     inputs = feed(before)
     assert difference(before, after, inputs) <= 1.0, "the positive control"
-    assert difference(before, mutant(after), inputs) > 1e6
+    assert difference(before, mutant(after), inputs) > 1e4
     assert difference(before, after, inputs) <= 1.0, "a mutant is a clone"
 
 

@@ -41,9 +41,15 @@ def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:
     """Ranges that cover the sorted indices, joined where the gap between two is small."""
     if not wanted.size:
         return []
-    breaks = [i for i in range(wanted.size - 1) if wanted[i + 1] - wanted[i] > _GAP]
-    firsts, lasts = [0, *(i + 1 for i in breaks)], [*breaks, wanted.size - 1]
-    return [(int(wanted[first]), int(wanted[last]) + 1) for first, last in zip(firsts, lasts)]
+    rows = wanted.tolist()
+    runs = [(rows[0], rows[0] + 1)]
+    for row in rows[1:]:
+        start, stop = runs[-1]
+        if row - stop < _GAP:
+            runs[-1] = (start, row + 1)
+        else:
+            runs.append((row, row + 1))
+    return runs
 
 
 @operator("GatherElements")

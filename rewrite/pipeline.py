@@ -1,0 +1,438 @@
+"""The ordered recipe: capture, canonicalize, passes, lowering, proof, check. `convert` is the whole of it in one page.
+
+Everything here has a result object with a readable repr; nothing prints. Heavy libraries load when a stage needs them:
+`verify` on files loads neither torch nor ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from rewrite.artifact import CERTIFICATE, MODEL, REPORT, new_folder
+from rewrite.errors import RequestError
+from rewrite.ir.program import Program, save_model
+from rewrite.proof import Proof, Verdict, prove
+from rewrite.proof.certificate import Certificate, content_digest, read_certificate
+from rewrite.recipes import passes_of
+from rewrite.stages import Stages
+
+if TYPE_CHECKING:
+    from rewrite.check import Difference
+    from rewrite.report import Report
+    from rewrite.rule import Outcome, Pass
+    from rewrite.targets import Target
+
+Progress = Callable[[str], None]
+Inputs = Mapping[str, np.ndarray]
+
+
+# ── Passes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Result:
+    """A rewritten program, what was done and refused, and the certificate of both."""
+
+    program: Program
+    outcomes: list[Outcome]
+    certificate: Certificate
+    proof: Proof
+
+    def __repr__(self) -> str:
+        lines = [str(self.certificate.verdict)]
+        lines += [f"  {outcome}" for outcome in self.outcomes]
+        return "\n".join(lines)
+
+
+def apply(program: Program, passes: Iterable[Pass[Any]]) -> Result:
+    """Apply `passes` in order to a copy of `program` and prove the result; `program` is left as it is.
+
+    A pass whose result cannot be proved is undone and recorded as refused by the proof: what comes back is proved, or
+    is the program that was given.
+    """
+    work, outcomes = _rewritten(program, list(passes))
+    proof = prove(work.original, work.model, claims=_claims(work))
+    if not proof.verdict.holds:
+        work, outcomes, proof = _proved_stepwise(program, list(passes))
+    return Result(work, outcomes, _certificate(work, work.model, outcomes, proof), proof)
+
+
+def _rewritten(program: Program, passes: Sequence[Pass[Any]]) -> tuple[Program, list[Outcome]]:
+    from rewrite.capture.canonicalize import canonicalize
+    from rewrite.rule import apply_pass
+
+    work = program.clone()
+    canonicalize(work)
+    outcomes = [outcome for each in passes for outcome in apply_pass(work, each)]
+    return work, outcomes
+
+
+def _proved_stepwise(program: Program, passes: Sequence[Pass[Any]]) -> tuple[Program, list[Outcome], Proof]:
+    """Pass by pass, each kept only if the proof follows it."""
+    from rewrite.rule import apply_pass
+
+    work, outcomes = _rewritten(program, [])
+    proof = prove(work.original, work.model)
+    if not proof.verdict.holds:
+        # Not even the canonical form can be followed: the network stays as it was captured.
+        work = program.clone()
+        proof = prove(work.original, work.model)
+        return work, [_refused_by_proof(each, proof.verdict) for each in passes], proof
+    for each in passes:
+        trial = work.clone()
+        done = apply_pass(trial, each)
+        attempt = prove(trial.original, trial.model, claims=_claims(trial))
+        if attempt.verdict.holds:
+            work, proof = trial, attempt
+            outcomes += done
+        else:
+            outcomes.append(_refused_by_proof(each, attempt.verdict))
+    return work, outcomes, proof
+
+
+def _refused_by_proof(each: Pass[Any], verdict: Verdict) -> Outcome:
+    from rewrite.rule import Refusal, Refused
+
+    text = "the rewritten network is proved equal"
+    return Refused(each.name, "all", Refusal("PROOF", text, verdict.node, "", verdict.reason))
+
+
+def _claims(work: Program) -> dict[str, dict[str, Any]]:
+    """The relations that speak of values of the original: those of its names."""
+    named = {value.name for node in work.original.graph for value in node.outputs}
+    return {name: relation for name, relation in work.relations.items() if name in named}
+
+
+def _certificate(work: Program, rewritten: ir.Model, outcomes: Sequence[Outcome], proof: Proof) -> Certificate:
+    return Certificate.of(
+        proof,
+        content_digest(work.original),
+        content_digest(rewritten),
+        [outcome.to_json() for outcome in outcomes],
+        {name: relation for name, relation in _claims(work).items() if name in proof.claims},
+        dict(work.original.opset_imports),
+    )
+
+
+def explain(source: Any, passes: Iterable[Pass[Any]] | None = None, example_inputs: Any = None) -> list[Outcome]:
+    """What passes would do with `source`: every site, applied or refused with the requirement and the node."""
+    program = source if isinstance(source, Program) else _captured(source, example_inputs)
+    return _rewritten(program, passes_of(None, None) if passes is None else list(passes))[1]
+
+
+# ── Lowering ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Lowered:
+    """A program in the kernels of one target. `save` writes what a plain ONNX Runtime session opens."""
+
+    model: ir.Model
+    target: Target
+
+    def save(self, folder: str | Path, progress: Callable[[str, int, int], None] | None = None) -> Path:
+        """Write model.onnx, its weights and the session options into `folder`; returns the model's path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, folder / MODEL, progress)
+        self.target.write_session(folder)
+        return folder / MODEL
+
+    def __repr__(self) -> str:
+        return f"Lowered({self.target.name}; {self.model.graph.num_nodes()} nodes)"
+
+
+def lower(program: Program, target: str = "ort-cpu", dtype: str | None = None) -> Lowered:
+    """The program in the kernels that `target` runs fastest; `program` is left as it is."""
+    chosen = _target(target)
+    return Lowered(chosen.lower(program) if dtype is None else chosen.lower(program, dtype=dtype), chosen)
+
+
+def _target(name: str) -> Target:
+    from rewrite.targets import TARGETS
+
+    known = {target.name: target for target in TARGETS}
+    if name not in known:
+        raise RequestError(f"no target {name!r}", where="--target", remedy=f"one of {', '.join(known)}")
+    return known[name]
+
+
+# ── The main job ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def convert(
+    source: Any,
+    out: str | Path,
+    *,
+    target: str = "ort-cpu",
+    passes: Sequence[str | Pass[Any]] | None = None,
+    recipe: str | None = None,
+    inputs: str | Path | Sequence[Inputs] | None = None,
+    example_inputs: Any = None,
+    dtype: str | None = None,
+    check: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert `source` to the fastest proved-equal model for `target`, in the folder `out`.
+
+    Returns the report, which is also written there, with the certificate. Nothing appears at `out` before everything
+    is done; an existing `out` is replaced only with `force`.
+
+    Raises the exceptions of `rewrite.errors` for a source, request or output that is unusable.
+    """
+    chosen, steps = _target(target), passes_of(passes, recipe)
+    stages = Stages(progress)
+    with new_folder(Path(out), source, force) as folder:
+        with stages("capture"):
+            program = source if isinstance(source, Program) else _captured(source, example_inputs, dtype)
+        with stages("weights are finite"):
+            from rewrite.capture.finite import check_finite
+
+            check_finite(program)
+        sets = _inputs(program.original, inputs) if check or inputs is not None else []
+        with stages("passes"):
+            work, outcomes = _rewritten(program, steps)
+        with stages("lowering"):
+            lowered = Lowered(chosen.lower(work), chosen)
+        with stages("saving"):
+            path = lowered.save(folder)
+        with stages("proof"):
+            proof = prove(work.original, _load(path), claims=_claims(work))
+        if not proof.verdict.holds:
+            with stages("retreat"):
+                work, outcomes, lowered, proof = _retreat(program, steps, chosen, folder)
+        with stages("certificate"):
+            certificate = _certificate(work, _load(path), outcomes, proof)
+            certificate.save(folder / CERTIFICATE)
+        report = _report(source, chosen, program, outcomes, proof, path)
+        if check:
+            with stages("check"):
+                report = _checked(report, work, lowered, path, sets)
+        report = stages.write(report, folder)
+    return report
+
+
+def _retreat(
+    program: Program, steps: Sequence[Pass[Any]], target: Target, folder: Path
+) -> tuple[Program, list[Outcome], Lowered, Proof]:
+    """The proof did not follow: keep the passes that it follows, then the lowering if it follows that as well."""
+    work, outcomes, _ = _proved_stepwise(program, steps)
+    proof = Proof(Verdict("UNKNOWN"))
+    for lowered in (Lowered(target.lower(work), target), Lowered(work.model, target)):
+        path = lowered.save(folder)
+        proof = prove(work.original, _load(path), claims=_claims(work))
+        if proof.verdict.holds:
+            return work, outcomes, lowered, proof
+    work = program.clone()
+    lowered = Lowered(work.model, target)
+    proof = prove(work.original, _load(lowered.save(folder)))
+    return work, [_refused_by_proof(each, proof.verdict) for each in steps], lowered, proof
+
+
+def _captured(source: Any, example_inputs: Any = None, dtype: str | None = None) -> Program:
+    from rewrite.capture import capture
+
+    return capture(source, example_inputs, dtype=dtype)
+
+
+def _load(path: Path) -> ir.Model:
+    from rewrite.capture.onnx_file import load_onnx
+
+    return load_onnx(path)
+
+
+def _inputs(model: ir.Model, given: str | Path | Sequence[Inputs] | None) -> list[dict[str, np.ndarray]]:
+    from rewrite.check.inputs import generate_inputs, load_inputs
+
+    if given is None:
+        return generate_inputs(model)
+    if isinstance(given, str | Path):
+        loaded = load_inputs(given, model)
+        return [loaded] if isinstance(loaded, dict) else list(loaded)
+    return [dict(one) for one in given]
+
+
+def _checked(report: Report, work: Program, lowered: Lowered, path: Path, sets: list[dict[str, np.ndarray]]) -> Report:
+    from rewrite.check import diff_models
+
+    difference = diff_models(work.original, lowered.model, sets, relations=_claims(work), layers=True)
+    names = [", ".join(f"{k} {'×'.join(map(str, v.shape))}" for k, v in one.items()) for one in sets]
+    return report.with_difference(difference, names)
+
+
+def _report(
+    source: Any, target: Target, program: Program, outcomes: Sequence[Outcome], proof: Proof, path: Path
+) -> Report:
+    from rewrite.report import Report, SiteRow, Sizes
+
+    sites = tuple(SiteRow.of(outcome.to_json()) for outcome in outcomes)
+    tensors = [value.const_value for value in program.original.graph.initializers.values()]
+    after = sum(file.stat().st_size for file in path.parent.glob(f"{MODEL}*"))
+    warnings = []
+    if not any(row.outcome == "applied" for row in sites):
+        warnings.append("every site was refused: the network is the one that was given, in this target's kernels")
+    return Report(
+        source=program.source or str(source),
+        verdict=str(proof.verdict),
+        target=target.name,
+        detail=proof.verdict.reason,
+        sites=sites,
+        sizes=Sizes(sum(t.nbytes for t in tensors if t is not None), after, sum(row.untied_bytes for row in sites)),
+        warnings=tuple(warnings),
+        proof={
+            "values in normal form": str(proof.values),
+            "constants with another exact value": str(len(proof.solved)),
+            "relations checked": str(len(proof.claims)),
+        },
+    )
+
+
+# ── Questions about pairs ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Verification:
+    """The proof of a pair, and what was asked of its certificate; `counterexample` where the answer is REFUTED."""
+
+    proof: Proof
+    certificate: dict[str, Any] | None = None
+    counterexample: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.proof.verdict
+
+    def to_json(self) -> dict[str, Any]:
+        verdict = self.verdict
+        return {
+            "verdict": str(verdict),
+            "holds": verdict.holds,
+            **{"kind": verdict.kind, "ulps": verdict.ulps, "node": verdict.node, "reason": verdict.reason},
+            "outputs": {name: str(each) for name, each in self.proof.outputs.items()},
+            "relations": self.proof.claims,
+            "solved": list(self.proof.solved),
+            "counterexample": {name: array.tolist() for name, array in self.counterexample.items()},
+        }
+
+    def __repr__(self) -> str:
+        lines = [str(self.verdict)]
+        lines += [f"  {name}: {verdict}" for name, verdict in self.proof.outputs.items()]
+        if self.proof.claims:
+            holding = sum(self.proof.claims.values())
+            lines.append(f"  {holding} of {len(self.proof.claims)} relations of the certificate hold")
+        return "\n".join(lines)
+
+
+def verify(original: Any, rewritten: Any, certificate: str | Path | None = None) -> Verification:
+    """Prove that `rewritten` computes `original`: files, OUT folders, programs, or sources that are captured first.
+
+    With a certificate (given, or the OUT folder's own) its digests and relations are checked too. A pair that is not
+    proved is evaluated in float64 on generated inputs: a difference that no rounding explains makes it REFUTED.
+    """
+    first, second = _model(original), _model(rewritten)
+    written = _certificate_of(rewritten, certificate)
+    proof = prove(first, second, claims=written.get("relations", {}) if written else None)
+    if proof.verdict.holds and written is not None:
+        for what, model in (("original", first), ("rewritten", second)):
+            if content_digest(model) != written[what]:
+                reason = f"the certificate is of another {what} model"
+                proof.verdict = Verdict("UNKNOWN", node=what, reason=reason)
+    if proof.verdict.holds and content_digest(first) == content_digest(second):
+        proof.verdict = Verdict("BITWISE")
+    if proof.verdict.kind != "UNKNOWN" or (proof.outputs and all(v.holds for v in proof.outputs.values())):
+        return Verification(proof, written)
+    found = _counterexample(first, second)
+    if found:
+        proof.verdict = Verdict("REFUTED", proof.verdict.ulps, proof.verdict.node, proof.verdict.reason)
+    return Verification(proof, written, found or {})
+
+
+def _counterexample(first: ir.Model, second: ir.Model) -> dict[str, np.ndarray] | None:
+    """Inputs on which the two differ by more than rounding the constants explains, evaluated in float64."""
+    from rewrite.check import evaluate, generate_inputs
+    from rewrite.errors import RewriteError
+
+    names = [value.name or "" for value in first.graph.outputs]
+    if [value.name for value in second.graph.outputs] != names:
+        return None
+    try:
+        for inputs in generate_inputs(first)[:3]:
+            expected, found = evaluate(first, inputs), evaluate(second, inputs)
+            rounded = evaluate(first, inputs, precision=np.float32)
+            for name in names:
+                a, b, c = (np.asarray(values[name], np.float64) for values in (expected, found, rounded))
+                if a.shape != b.shape:
+                    return inputs
+                finite = np.isfinite(a) & np.isfinite(c)
+                noise = np.abs(c - a)[finite].max(initial=0.0)
+                scale = np.abs(a)[finite].max(initial=0.0) * 2.0**-23
+                if not np.abs(b - a)[finite].max(initial=0.0) <= 100 * max(noise, scale):
+                    return inputs
+    except RewriteError:
+        # An operator without a float64 definition: nothing can be refuted by evaluating it.
+        return None
+    return None
+
+
+def _certificate_of(rewritten: Any, given: str | Path | None) -> dict[str, Any] | None:
+    path = Path(given) if given is not None else None
+    if path is None and isinstance(rewritten, str | Path) and (Path(rewritten) / CERTIFICATE).is_file():
+        path = Path(rewritten) / CERTIFICATE
+    if path is None:
+        return None
+    try:
+        return read_certificate(path)
+    except (OSError, ValueError) as error:
+        raise RequestError(str(error), where=str(path), remedy="give the certificate that convert wrote") from error
+
+
+def diff(
+    a: Any,
+    b: Any,
+    inputs: str | Path | Sequence[Inputs] | None = None,
+    *,
+    layers: bool = False,
+) -> Difference:
+    """Compare two sources, programs or OUT folders on inputs: each output against float64, and with `layers` every
+    value on the way, through the relations that are known of `b`.
+    """
+    from rewrite.check import diff_models
+
+    first, second = _model(a), _model(b)
+    if isinstance(b, Program):
+        relations = dict(b.relations)
+    else:
+        written = _certificate_of(b, None)
+        relations = written.get("relations", {}) if written else {}
+    return diff_models(first, second, _inputs(first, inputs), relations=relations, layers=layers)
+
+
+def _model(source: Any) -> ir.Model:
+    """The graph to compare: a program's own, a file's, or a capture of anything else."""
+    if isinstance(source, Program):
+        return source.model
+    if isinstance(source, ir.Model):
+        return source
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix == ".onnx" or (path / MODEL).is_file():
+            return _load(path if path.suffix == ".onnx" else path / MODEL)
+    return _captured(source).original
+
+
+def read_report(out: str | Path) -> Report:
+    """The report that a conversion wrote into `out`."""
+    from rewrite.report import Report
+
+    return Report.from_json((Path(out) / REPORT).read_text(encoding="utf-8"))
+
+
+__all__ = ["Lowered", "Result", "Verification", "apply", "convert", "diff", "explain", "json", "lower", "verify"]
