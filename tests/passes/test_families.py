@@ -1,4 +1,4 @@
-"""What the passes do on real families: how many LayerNorms are left, what is refused and why, and that nothing changed."""
+"""What the passes do on real families: LayerNorms left, what is refused and why, and that the function stayed."""
 
 from __future__ import annotations
 

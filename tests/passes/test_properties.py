@@ -1,8 +1,8 @@
 """Random small networks, rewritten by every pass in order, compared with themselves in float64.
 
-Networks are residual streams of blocks with random ornaments: biases or none, factors, flattened rows, parallel branches,
-a tied head, and things that must be refused (a nonlinearity in the stream, an exposed hidden state, a norm that writes).
-Whatever is applied or refused, the function stays.
+Networks are residual streams of blocks with random ornaments: biases or none, factors, flattened rows, parallel
+branches, a tied head, and things that must be refused (a nonlinearity in the stream, an exposed hidden state, a norm
+that writes). Whatever is applied or refused, the function stays.
 """
 
 from __future__ import annotations

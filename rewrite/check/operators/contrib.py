@@ -162,7 +162,7 @@ def group_query_attention(
         interleaved = bool(call.attribute("rotary_interleaved", 0))
         q, k = (_turned(call, x, positions, cos, sin, interleaved, 2 * cos.shape[-1]) for x in (q, k))
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    if past:
+    if past_key is not None and past_value is not None:
         k, v = np.concatenate((past_key, k), axis=2), np.concatenate((past_value, v), axis=2)
     present, keys = (k, v), k.shape[2]
     k, v = (np.repeat(x, heads // groups, axis=1) for x in (k, v))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from rewrite.check.operators.registry import Call, Operand, dense, operator
@@ -37,16 +39,12 @@ def gather(call: Call, data: Operand, indices: Operand) -> np.ndarray:
     return rows.reshape(*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
 
 
-def _runs(wanted: np.ndarray) -> list[tuple[int, int]]:
+def _runs(wanted: Iterable[int]) -> list[tuple[int, int]]:
     """Ranges that cover the sorted indices, joined where the gap between two is small."""
-    if not wanted.size:
-        return []
-    rows = wanted.tolist()
-    runs = [(rows[0], rows[0] + 1)]
-    for row in rows[1:]:
-        start, stop = runs[-1]
-        if row - stop < _GAP:
-            runs[-1] = (start, row + 1)
+    runs: list[tuple[int, int]] = []
+    for row in map(int, wanted):
+        if runs and row - runs[-1][1] < _GAP:
+            runs[-1] = (runs[-1][0], row + 1)
         else:
             runs.append((row, row + 1))
     return runs
