@@ -97,18 +97,18 @@ def build(name: str, layers: int | None, folder: Path) -> dict[str, str]:
 def _build_ours(module, inputs: dict, target: Path) -> None:
     import rewrite
     from rewrite.capture.canonicalize import canonicalize
-    from rewrite.targets import TARGETS
+    from rewrite.targets import OrtCpu
 
     program = rewrite.capture(module, inputs)
     canonicalize(program)
-    TARGETS["ort-cpu"].save(program, target)
+    OrtCpu().save(program, target)
 
 
 def _build_peer(module, inputs: dict, artifact: str, target: Path) -> None:
     from torch.export import Dim
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    axes = {key: {0: Dim.DYNAMIC} if tensor.ndim == 4 else {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for key, tensor in inputs.items()}
+    axes = {key: dict.fromkeys(range(1 if tensor.ndim == 4 else 2), Dim.DYNAMIC) for key, tensor in inputs.items()}
     config = OnnxConfig(dynamic_shapes=axes, ort_fusions="cpu" if artifact == "fused" else None)
     exported = OnnxExporter().export(module, dict(inputs), config=config)
     OnnxExporter.save_program(exported.program, target / "model.onnx")
@@ -121,7 +121,7 @@ def serve(folder: Path, inputs: dict[str, np.ndarray], threads: int, connection:
     onnxruntime.set_default_logger_severity(4)
     try:
         if (folder / "session.json").exists():
-            from rewrite.targets.target import open_session
+            from rewrite.targets import open_session
 
             session = open_session(folder, intra_op_num_threads=threads)
         else:

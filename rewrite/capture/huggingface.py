@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -302,15 +303,14 @@ def export_error(error: Exception, name: str, where: str) -> RewriteError:
     chain: list[BaseException] = [error]
     while (following := chain[-1].__cause__ or chain[-1].__context__) is not None and following not in chain:
         chain.append(following)
-    for cause in chain:
-        if type(cause).__name__ in ("DispatchError", "UnsupportedOperatorError") or "No ONNX function found" in str(
-            cause
-        ):
-            return UnsupportedOperatorError(
-                f"{name} uses an operator that the ONNX exporter does not know: {_first_line(cause)}",
-                where=where,
-                remedy="replace that operator in the module, or register a translation with onnxscript",
-            )
+    texts = "\n".join(map(str, chain))
+    unknown = re.search(r"No ONNX function found for (?:<OpOverload\(op='([^']+)'|(\S+))", texts)
+    if unknown is not None:
+        return UnsupportedOperatorError(
+            f"{name} uses {unknown[1] or unknown[2]}, which the ONNX exporter does not know",
+            where=where,
+            remedy="replace that operator in the module, or register a translation with onnxscript",
+        )
     return SourceError(
         f"{name} cannot be exported: {_first_line(chain[-1])}",
         where=where,

@@ -72,6 +72,8 @@ def capture_module(
                     remedy="rewrite.capture(module, {'x': torch.zeros(2, 3)}), or a tuple",
                 )
             signature = module_signature(_by_name(source, example_inputs))
+            if dtype is not None:
+                signature.cast(getattr(torch, dtype))
             captured = _export_plain(source, signature)
         report("fold", 1, 2)
         return _finished(captured, source, signature)

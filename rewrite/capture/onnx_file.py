@@ -6,6 +6,7 @@ or is a link to another folder is refused before any byte of it is read.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator
@@ -146,25 +147,53 @@ def _converted(model: ir.Model, where: str) -> ir.Model:
     from onnxscript import version_converter
 
     kept = model.clone()
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        version_converter.convert_version(model, target_version=OPSET, fallback=False)
-        reason = "" if _is_at(model, OPSET) else "the converter knows no way"
-    except Exception as error:  # noqa: BLE001 - converters raise many kinds; the graph as it was is always usable
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    finally:
-        logging.disable(level)
+    with _converter_warnings() as warned:
+        try:
+            # Below opset 18 onnxscript has no adapters and would only write another number: without the fallback to
+            # ONNX's own converter, an opset-12 Softmax silently becomes another function.
+            version_converter.convert_version(model, target_version=OPSET, fallback=True)
+            reason = "" if model.opset_imports.get("") == OPSET else "no converter knows all of its operators"
+        except Exception as error:  # noqa: BLE001 - converters raise many kinds; the graph as it was is always usable
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    skipped = [text for text in warned if text.startswith("Skipping")]
+    if not reason and skipped:
+        reason = skipped[0].splitlines()[0][:200]
     if not reason:
+        _keep_descriptions(kept, model)
         return model
     logger.warning("%s stays at opset %d: %s", where, version, reason)
     kept.metadata_props["rewrite.opset"] = f"kept at {version}: {reason}"
     return kept
 
 
-def _is_at(model: ir.Model, version: int) -> bool:
-    nodes = all(node.version in (None, version) for node in model.graph.all_nodes() if node.domain == "")
-    return nodes and model.opset_imports.get("") == version
+@contextlib.contextmanager
+def _converter_warnings() -> Iterator[list[str]]:
+    """What the converter logs inside: it skips a node it cannot adapt with no more than a warning."""
+    messages: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    converter, collect = logging.getLogger("onnxscript.version_converter"), Collect()
+    propagate, level = converter.propagate, converter.level
+    converter.addHandler(collect)
+    converter.propagate = False
+    converter.setLevel(logging.WARNING)
+    try:
+        yield messages
+    finally:
+        converter.removeHandler(collect)
+        converter.propagate = propagate
+        converter.setLevel(level)
+
+
+def _keep_descriptions(before: ir.Model, after: ir.Model) -> None:
+    """ONNX's converter drops metadata; inputs keep theirs."""
+    after.metadata_props.update(before.metadata_props)
+    described = {value.name: value.metadata_props for value in before.graph.inputs}
+    for value in after.graph.inputs:
+        value.metadata_props.update(described.get(value.name, {}))
 
 
 def _describe(model: ir.Model) -> None:

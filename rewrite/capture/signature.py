@@ -51,6 +51,12 @@ class Signature:
             name: dict.fromkeys(self.axes.get(name, {}), torch.export.Dim.AUTO) for name, _ in self.examples.items()
         }
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Give floating-point examples another dtype."""
+        for name, example in self.examples.items():
+            if example.is_floating_point():
+                self.examples[name] = example.to(dtype)
+
     def add(self, name: str, example: torch.Tensor, axes: dict[int, str], described: Described) -> None:
         """Add an input."""
         self.examples[name], self.axes[name], self.inputs[name] = example, axes, described

@@ -9,17 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from rewrite.check.compare import DIFFERENT, SEVERITY, WITHIN, Comparison, compare
 from rewrite.check.localize import Localization, localize
-from rewrite.check.noise import Noise, TwoPrecisions, norm, two_precisions, typical
+from rewrite.check.noise import Noise, TwoPrecisions, norm, two_precisions, typical, unit_roundoff
 from rewrite.check.plot import Point, error_plot
-from rewrite.check.reference import evaluate
+from rewrite.check.reference import evaluate, storage_dtype
 from rewrite.check.runtime import Session, is_runnable, unoptimized
 from rewrite.ir.weights import MaterializedTensor
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 @dataclass(frozen=True)
@@ -120,19 +125,24 @@ def diff_models(
     relations: Mapping[str, Mapping] | None = None,
     layers: bool = False,
     run: bool = True,
+    artifact: str | Path | None = None,
+    options: onnxruntime.SessionOptions | None = None,
 ) -> Difference:
     """Compare `b` with `a` on every set of inputs.
 
     The noise is a's own error, run unoptimized in ONNX Runtime; without `run`, or where ONNX Runtime has no kernels for
-    the type, that of a float32 evaluation. Outputs pair by name, or by position where no name is shared.
+    the type, that of a float32 evaluation scaled to the storage type. b runs with `options` (unoptimized where None)
+    and from the file `artifact` where that is given, so that what is deployed is what is judged. Outputs pair by name,
+    or by position where no name is shared.
     """
     pairs = _paired_outputs(a, b)
     unrounded = any(isinstance(v.const_value, MaterializedTensor) for v in b.graph.initializers.values())
     references = [evaluate(a, one) for one in inputs]
     run = run and is_runnable(a) and is_runnable(b)
-    runs_a = _runs(a, inputs) if run else [evaluate(a, one, precision=np.float32) for one in inputs]
-    runs_b = _runs(b, inputs) if run else None
-    noises = _noises(references, runs_a)
+    dtype = storage_dtype(a)
+    runs_a = _runs(a, inputs) if run else [_imitated(a, *pair, dtype) for pair in zip(inputs, references)]
+    runs_b = _runs(b if artifact is None else artifact, inputs, options) if run else None
+    noises = _noises(references, runs_a, None if run else dtype)
     rows = []
     for index, one in enumerate(inputs):
         exact = evaluate(b, one)
@@ -142,7 +152,7 @@ def diff_models(
             if other is None:
                 rows.append(OutputRow(name, index, Comparison(DIFFERENT, "missing"), None, None))
                 continue
-            noise = Noise.floor(reference, np.float32) if noise is None else noise
+            noise = Noise.floor(reference, dtype) if noise is None else noise
             logits = name == "logits"
             judged = compare(exact[other], reference, reference.dtype, noise)
             ran = None
@@ -164,16 +174,33 @@ def _paired_outputs(a: ir.Model, b: ir.Model) -> list[tuple[str, str | None]]:
     return [(name, name if name in names_b else None) for name in names_a]
 
 
-def _runs(model: ir.Model, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    with Session(model, unoptimized()) as session:
+def _runs(
+    model: ir.Model | str | Path,
+    inputs: Sequence[Mapping[str, np.ndarray]],
+    options: onnxruntime.SessionOptions | None = None,
+) -> list[dict[str, np.ndarray]]:
+    with Session(model, unoptimized() if options is None else options) as session:
         return [session.run(one) for one in inputs]
 
 
-def _noises(references: Sequence[Mapping], runs: Sequence[Mapping]) -> list[dict[str, Noise]]:
-    """The noise of every floating output per set of inputs, raised to the typical share over the sets."""
+def _imitated(model: ir.Model, inputs: Mapping, reference: Mapping, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """What a run in `dtype` may give: the reference plus the error of a float32 evaluation, scaled by the roundoffs."""
+    scale = unit_roundoff(dtype) / unit_roundoff(np.float32)
+    narrow = evaluate(model, inputs, precision=np.float32)
+    return {
+        name: exact + scale * (narrow[name] - exact) if exact.dtype.kind == "f" else exact
+        for name, exact in reference.items()
+    }
+
+
+def _noises(references: Sequence[Mapping], runs: Sequence[Mapping], dtype: np.dtype | None) -> list[dict[str, Noise]]:
+    """The noise of every floating output per set of inputs, raised to the typical share over the sets.
+
+    `dtype` is the storage type, that of the run's outputs where None.
+    """
     noises = [
         {
-            name: Noise.of(runs[i][name], reference)
+            name: Noise.of(runs[i][name], reference, dtype)
             for name, reference in outputs.items()
             if reference.dtype.kind == "f" and runs[i][name].shape == reference.shape
         }

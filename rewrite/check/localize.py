@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from rewrite.check.noise import BUG_FACTOR, NOISE_LIMIT, Noise, norm, unit_roundoff
 from rewrite.check.operators import operator_name
-from rewrite.check.reference import values_of
+from rewrite.check.reference import storage_dtype, values_of
 from rewrite.ir.weights import Weight
 
 PASS_KEY = "rewrite.pass"
@@ -155,15 +155,16 @@ def localize(
     *,
     relations: Mapping[str, Mapping] | None = None,
     unrounded: bool = False,
-    dtype: np.dtype | type = np.float32,
+    dtype: np.dtype | type | None = None,
 ) -> Localization:
     """Compare all values of two graphs on one set of inputs.
 
     `relations[name]` is {"transform": a key of `TRANSFORMS`, "axis": int, "constant": array or weight}, the identity
-    where absent. `dtype` is the storage type: the noise is measured in float32 and scaled by the ratio of roundoffs.
+    where absent. `dtype` is the storage type, that of most weights unless given: the noise is measured in float32 and
+    scaled by the ratio of roundoffs.
     With `unrounded`, rewritten weights keep float64 and the limit is that of `two_precisions`.
     """
-    relations = relations or {}
+    relations, dtype = relations or {}, np.dtype(storage_dtype(original) if dtype is None else dtype)
     producers = {value.name: node for node in rewritten.graph for value in node.outputs}
     partners = _Partners(original, inputs, set(producers), unrounded)
     rows: list[ValueRow] = []
@@ -173,7 +174,7 @@ def localize(
         node = producers.get(name)
         if node is None:
             continue
-        row = _compare(name, node, value, partners, relations.get(name, {}), unrounded, np.dtype(dtype))
+        row = _compare(name, node, value, partners, relations.get(name, {}), unrounded, dtype)
         if isinstance(row, str):
             skipped[row] += 1
             continue

@@ -64,6 +64,15 @@ def values_of(
             yield name, operand
 
 
+def storage_dtype(model: ir.Model) -> np.dtype:
+    """The float type that most of a model's weights are stored in, by bytes; float32 where it has none."""
+    stored: Counter[ir.DataType] = Counter()
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype.is_floating_point():
+            stored[value.const_value.dtype] += value.const_value.nbytes
+    return np.dtype(stored.most_common(1)[0][0].numpy() if stored else np.float32)
+
+
 def _inlined(model: ir.Model) -> ir.Model:
     """`model` without model-local functions; value names of the main graph stay."""
     if not model.functions:

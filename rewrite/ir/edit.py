@@ -118,6 +118,8 @@ class Editor:
         self.graph = model.graph
         self.origin = origin
         self._names = {value.name for value in _all_values(model.graph)}
+        self.made: dict[str, ir.Value] = {}
+        """For a pass that makes one value for many places: what it made, by a name of its choosing."""
         self._folded: dict[tuple, ir.Value] = {}
 
     @property

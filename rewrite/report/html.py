@@ -77,8 +77,9 @@ def _section(title: str, note: str, content: str) -> str:
 def _banner(report: Report, tone: str) -> str:
     path = f"{_code(report.source)} → {_code(report.target)}" if report.target else _code(report.source)
     detail = f'<p class="detail">{_text(report.detail)}</p>' if report.detail else ""
+    numbers = f" {_tag(f'numbers: {report.numerical}', words.row_tone(report.numerical))}" if report.numerical else ""
     return (
-        f'<header class="banner {tone}">\n<h1 class="verdict">{_text(report.verdict)}</h1>\n'
+        f'<header class="banner {tone}">\n<h1 class="verdict">{_text(report.verdict)}{numbers}</h1>\n'
         f'<p class="path">{path}</p>\n{detail}</header>'
     )
 

@@ -49,14 +49,14 @@ def small(value: float | None) -> str:
 def ratio(value: float | None) -> str:
     """A noise ratio or a count of ulps.
 
-    >>> ratio(0.9876), ratio(28589.5), ratio(float("nan"))
-    ('0.99', '2.9e+04', '–')
+    >>> ratio(0.9876), ratio(28590.2), ratio(float("nan"))
+    ('0.99', '28,590', '–')
     """
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞"
-    return f"{value:.2f}" if value < 1000 else f"{value:.1e}"
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
 
 
 def percent(value: float | None) -> str:

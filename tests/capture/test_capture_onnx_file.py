@@ -118,7 +118,7 @@ def test_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
     _refused(path, SourceError, "not an ONNX model")
 
 
-@pytest.mark.parametrize("opset", [18, 20, 21])
+@pytest.mark.parametrize("opset", [11, 13, 18, 20, 21])
 def test_older_opset_is_converted(opset: int) -> None:
     x = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
     program = rewrite.capture(_model(opset))
@@ -127,15 +127,35 @@ def test_older_opset_is_converted(opset: int) -> None:
 
 
 def test_opset_without_a_converter_is_kept_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 9]> g (float[2, 3] x) => (float[2, 3] y) { y = Upsample <mode = "nearest">'
-        " (x, s) }"
-    )
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(2, np.float32), "s"))
+    text = '<ir_version: 8, opset_import: ["" : 13]> g (float[2, 3] x) => (float[2, 3] y) { y = NoSuchOperator (x) }'
+    program = rewrite.capture(onnx.parser.parse_model(text))
+    assert program.model.opset_imports[""] == 13
+    assert "kept at 13" in program.model.metadata_props["rewrite.opset"]
+    assert "stays at opset 13" in caplog.text
+
+
+def test_operator_that_changed_its_meaning_keeps_the_old_one() -> None:
+    text = '<ir_version: 7, opset_import: ["" : 11]> g (float[2, 3, 4] x) => (float[2, 3, 4] y) { y = Softmax (x) }'
+    model = onnx.parser.parse_model(text)
+    x = np.random.default_rng(1).standard_normal((2, 3, 4)).astype(np.float32)
     program = rewrite.capture(model)
-    assert program.model.opset_imports[""] == 9
-    assert "kept at 9" in program.model.metadata_props["rewrite.opset"]
-    assert "stays at opset 9" in caplog.text
+    assert program.model.opset_imports[""] == 23
+    # Up to opset 12, Softmax flattened everything from axis 1 on.
+    flat = np.exp(x.reshape(2, 12).astype(np.float64))
+    expected = (flat / flat.sum(1, keepdims=True)).reshape(x.shape)
+    # Twelve exponentials and a sum: each rounds by at most a few ulps of one.
+    assert np.abs(_run(ir.to_proto(program.model), x) - expected).max() <= 16 * np.finfo(np.float32).eps
+
+
+def test_converted_model_keeps_its_descriptions_and_weights() -> None:
+    model = _model(13)
+    model.graph.input[0].metadata_props.add(key="rewrite.kind", value="image")
+    program = rewrite.capture(model)
+    assert program.inputs[0].kind == "image"
+    assert np.array_equal(
+        program.model.graph.initializers["w"].const_value.numpy(),
+        onnx.numpy_helper.to_array(_model().graph.initializer[0]),
+    )
 
 
 def test_model_in_memory_is_not_changed() -> None:

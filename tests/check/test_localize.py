@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,7 +13,9 @@ from graphs import MLP, graph, mlp_inputs, mlp_weights
 from rewrite.check.compare import DIFFERENT
 from rewrite.check.diff import diff_models
 from rewrite.check.localize import TRANSFORMS, localize
+from rewrite.check.noise import unit_roundoff
 from rewrite.ir import weights as lazy
+from rewrite.ir.program import save_model
 
 ORIGINAL = graph(MLP, mlp_weights())
 INPUTS = mlp_inputs()
@@ -154,8 +159,48 @@ def test_diff_of_a_lazily_rewritten_model_passes_and_a_wrong_one_fails_by_two_pr
     assert "bug" in wrong.rows[0].reason
 
 
+def test_what_is_deployed_is_what_is_judged(tmp_path):
+    """The file given as the artifact runs, whatever the model in memory says."""
+    save_model(corrupted("w_down"), tmp_path / "bad.onnx")
+    save_model(ORIGINAL.clone(), tmp_path / "good.onnx")
+    import onnxruntime
+
+    for name, equal in (("good", True), ("bad", False)):
+        found = diff_models(
+            ORIGINAL, ORIGINAL, [INPUTS], artifact=tmp_path / f"{name}.onnx", options=onnxruntime.SessionOptions()
+        )
+        assert found.rows[0].exact.accepted
+        assert found.equal is equal
+
+
 def test_diff_pairs_outputs_by_position_where_names_differ_and_reports_a_missing_one():
     renamed = graph(MLP.replace("logits", "scores"), mlp_weights())
     assert diff_models(ORIGINAL, renamed, [INPUTS]).equal
     two = graph(MLP.replace("=> (float[n,4] logits)", "=> (float[n,4] logits, float[n,8] sum)"), mlp_weights())
     assert diff_models(two, ORIGINAL, [INPUTS]).rows[1].reason == "missing"
+
+
+def narrow_mlp(kind: ir.DataType, change: float = 0.0) -> ir.Model:
+    """`MLP` with everything in another float type."""
+    stored = {name: array.astype(kind.numpy()) for name, array in mlp_weights().items()}
+    stored["w_down"][1, 3] += np.array(change).astype(kind.numpy())
+    name = {"FLOAT16": "float16", "BFLOAT16": "bfloat16"}[kind.name]
+    text = MLP.replace("float[", f"{name}[")
+    return graph(text, {key: ir.Tensor(array, dtype=kind) for key, array in stored.items()})
+
+
+@pytest.mark.parametrize("kind", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_noise_is_that_of_the_storage_type(kind):
+    """A change of four ulps is noise in a narrow type; one of four is not, in any."""
+    inputs = {"x": INPUTS["x"].astype(kind.numpy())}
+    little = 4 * float(np.asarray(unit_roundoff(kind.numpy())))
+    found = diff_models(narrow_mlp(kind), narrow_mlp(kind, little), [inputs], layers=True)
+    assert found.equal
+    assert (found.rows[0].run is None) == (kind == ir.DataType.BFLOAT16)
+    assert found.layers.first is None
+    assert not diff_models(narrow_mlp(kind), narrow_mlp(kind, 4.0), [inputs]).equal
+
+
+def test_importing_the_check_and_the_report_is_light():
+    code = "import sys, rewrite.check, rewrite.report; print(sorted({'torch', 'onnxruntime'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -143,3 +143,14 @@ def test_the_bare_name_is_not_claimed() -> None:
     source = Path(rewrite.passes.__file__).read_text()
     with pytest.raises(ImportError, match=r"expected 'rewrite\.passes'"):
         exec(compile(source, "passes/__init__.py", "exec"), {"__name__": "passes"})
+
+
+def test_centring_an_rmsnorm_network_is_refused_and_would_be_wrong() -> None:
+    text = """
+    rms (int64[B, S] ids, float[7, 6] table, float[6] g, float[6, 5] w) => (float[B, S, 5] y)
+    { x = Gather (table, ids) n = RMSNormalization (x, g) y = MatMul (n, w) }"""
+    before = network(text, ("ids",))
+    (outcome,) = explain(before, CenterResidual())
+    assert outcome.refusal.requirement == "R2"
+    (mutant,) = MUTANTS["a network that must be refused"]
+    assert difference(before, mutant(before), feed(before)) > 1e4

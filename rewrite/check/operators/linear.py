@@ -36,15 +36,19 @@ def matmul(a: Operand, b: Operand, precision: type) -> np.ndarray:
         return _matmul_of_stack(a, b, precision)
     if len(b.shape) != 2 or np.prod(b.shape) <= weights.BLOCK_ELEMENTS:
         return np.matmul(a, dense(b, precision))
+    return _matmul_in_blocks(a.reshape(-1, a.shape[-1]), b, precision).reshape(*a.shape[:-1], b.shape[1])
+
+
+def _matmul_in_blocks(a: np.ndarray, b: Weight, precision: type) -> np.ndarray:
+    """a (m, k), b (k, n) → (m, n): a sum over blocks of b's rows, or side by side over blocks of its columns."""
     k, n = b.shape
+    result = np.zeros((len(a), n), precision)
     if stored_axis(b) == 0:
-        total = np.zeros((*a.shape[:-1], n), precision)
         for rows, columns in weights.row_blocks((k, n)):
-            total += np.matmul(a[..., rows], b.read((rows, columns)).astype(precision, copy=False))
-        return total
-    result = np.empty((*a.shape[:-1], n), precision)
-    for columns, rows in weights.row_blocks((n, k)):
-        result[..., columns] = np.matmul(a, b.read((rows, columns)).astype(precision, copy=False))
+            result += a[:, rows] @ b.read((rows, columns)).astype(precision, copy=False)
+    else:
+        for columns, rows in weights.row_blocks((n, k)):
+            result[:, columns] = a @ b.read((rows, columns)).astype(precision, copy=False)
     return result
 
 

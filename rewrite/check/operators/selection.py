@@ -25,7 +25,8 @@ def gather(call: Call, data: Operand, indices: Operand) -> np.ndarray:
     flat = indices.reshape(-1)
     if flat.size and (flat.min() < -size or flat.max() >= size):
         raise IndexError(f"index {int(flat.max())} is outside of {size} entries")
-    wanted, back = np.unique(np.where(flat < 0, flat + size, flat), return_inverse=True)
+    found: tuple[np.ndarray, np.ndarray] = np.unique(np.where(flat < 0, flat + size, flat), return_inverse=True)
+    wanted, back = found
     parts = []
     for start, stop in _runs(wanted):
         region = list(weights.whole(data.shape))
@@ -63,10 +64,9 @@ def gather_elements(call: Call, data: np.ndarray, indices: np.ndarray) -> np.nda
 def gather_nd(call: Call, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """The last axis of `indices` addresses the axes of `data` after the batch axes."""
     batch = call.attribute("batch_dims", 0)
-    grid = [axis[..., None] for axis in np.indices(indices.shape[:batch], sparse=True)]
-    lead = indices.ndim - 1 - batch
-    grid = [g.reshape(*g.shape[:batch], *[1] * lead) for g in grid]
-    return data[(*grid, *np.moveaxis(indices, -1, 0))]
+    axes = tuple(np.indices(indices.shape[:batch])) if batch else ()
+    rows = [axis.reshape(*axis.shape, *[1] * (indices.ndim - 1 - batch)) for axis in axes]
+    return data[(*rows, *np.moveaxis(indices, -1, 0))]
 
 
 _SCATTERS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
