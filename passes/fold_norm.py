@@ -117,8 +117,8 @@ def _worth_new_biases(rule: FoldNorm, site: Affine) -> Breach | None:
 class FoldNorm(Pass[Affine]):
     """γ and β of a norm go into the matrices and biases that read it.
 
-    `max_bias_growth`: new biases may hold at most so many numbers a channel (a vocabulary head would get a bias as long
-    as the vocabulary; the six projections of a parallel block get 8).
+    `max_bias_growth`: new biases may hold at most so many numbers a channel (queries, keys, values and the
+    first matrix of a parallel MLP take 7; a vocabulary head would take a bias as long as the vocabulary).
     """
 
     max_bias_growth: float = 8.0

@@ -127,7 +127,9 @@ class FoldScale(Pass[Factor]):
 def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, int] | None:
     """The scaled value, the constant factor and the axis along which it varies (the last, where it does not)."""
     left, right = node.inputs
-    if left is None or right is None or shape_of(node.outputs[0]) is None:
+    dtype = node.outputs[0].dtype
+    # Integers divide with a remainder, and no network stores its factors in them.
+    if left is None or right is None or dtype is None or not dtype.is_floating_point():
         return None
     pairs = ((left, right), (right, left)) if node.op_type == "Mul" else ((left, right),)
     for value, factor in pairs:

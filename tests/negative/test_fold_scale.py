@@ -106,3 +106,9 @@ def test_a_product_of_two_activations_is_no_site() -> None:
     text = """gate (float[B, 4] x, float[4, 6] w, float[4, 6] v) => (float[B, 6] y)
     { p = MatMul (x, w) q = MatMul (x, v) y = Mul (p, q) }"""
     assert apply_pass(network(text), FoldScale()) == []
+
+
+def test_a_quotient_of_integers_is_no_site() -> None:
+    text = """whole (int64[B] i, int64[7, 3] table) => (int64[B, 3] y)
+    { two = Constant <value_int = 2> () r = Gather (table, i) y = Div (r, two) }"""
+    assert apply_pass(network(text, ("i",), table=range(21)), FoldScale()) == []
