@@ -196,6 +196,8 @@ def _spread(weight: Weight, shape: tuple[int, ...]) -> Weight:
 
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow", "Where", "Max", "Min"}
+_REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}
+_MOVES = {"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Expand", "Gather", "Split", "Concat", "Dropout"}
 _UNARY = {
     "Sqrt", "Reciprocal", "Neg", "Tanh", "Erf", "Sigmoid", "Exp", "Log", "Sin", "Cos", "Relu", "Gelu", "Softmax",
     "LayerNormalization", "RMSNormalization", "Identity", "Abs",
@@ -212,9 +214,8 @@ def complete_shapes(editor: Editor) -> None:
         if node.domain != "" or not node.outputs:
             continue
         output, operands = node.outputs[0], [value for value in node.inputs if value is not None]
-        if node.op_type in _UNARY or node.op_type in _ELEMENTWISE or node.op_type in ("MatMul", "Gemm"):
-            kind = operands[-1].dtype if node.op_type == "Where" else operands[0].dtype
-            describe(output, dtype=kind if output.dtype is None else None)
+        if output.dtype is None:
+            describe(output, dtype=_dtype(node, operands))
         if output.shape is not None:
             continue
         shapes = [shape_of(value) for value in operands]
@@ -225,6 +226,15 @@ def complete_shapes(editor: Editor) -> None:
             describe(output, shape=shape)
 
 
+def _dtype(node: ir.Node, operands: list[ir.Value]) -> ir.DataType | None:
+    """The dtype of the output where it is that of the operands, or of the first."""
+    if node.op_type in _ELEMENTWISE - {"Pow", "Where"}:
+        return next((value.dtype for value in operands if value.dtype is not None), None)
+    if node.op_type in _UNARY | _REDUCTIONS | _MOVES or node.op_type in ("Pow", "MatMul", "Gemm"):
+        return operands[0].dtype
+    return operands[-1].dtype if node.op_type == "Where" else None
+
+
 def _inferred(node: ir.Node, shapes: list[tuple]) -> tuple | None:
     if node.op_type in _UNARY:
         return shapes[0]
@@ -232,6 +242,12 @@ def _inferred(node: ir.Node, shapes: list[tuple]) -> tuple | None:
         return _broadcast(shapes)
     if node.op_type == "MatMul" and len(shapes[0]) >= 2 and len(shapes[1]) == 2:
         return (*shapes[0][:-1], shapes[1][1])
+    if node.op_type in _REDUCTIONS:
+        axes = array_of(node.inputs[1]) if len(node.inputs) > 1 else attribute_of(node, "axes", None)
+        if axes is None or attribute_of(node, "keepdims", 1) != 1:
+            return None
+        reduced = {int(axis) % len(shapes[0]) for axis in axes}
+        return tuple(1 if axis in reduced else size for axis, size in enumerate(shapes[0]))
     if node.op_type == "Transpose":
         permutation = attribute_of(node, "perm", tuple(reversed(range(len(shapes[0])))))
         return tuple(shapes[0][axis] for axis in permutation)

@@ -221,7 +221,9 @@ def capture_pretrained(
             value.replace_all_uses_with(first)
             del captured.graph.initializers[name]
         elif chosen is not None:
-            tensors[name] = binding.tensor(chosen, _parameter(model, name).dtype)
+            # A tied weight goes by the name the checkpoint has it under.
+            value.name = chosen
+            tensors[chosen] = binding.tensor(chosen, _parameter(model, name).dtype)
         elif is_fake(value.const_value) or (name in binding.missing and value.dtype.is_floating_point()):
             unbound.add(name)
         else:

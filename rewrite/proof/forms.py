@@ -321,6 +321,12 @@ def widened(form: Form, shape: Shape) -> Form:
     return Form(shape, tuple(terms), form.kind)
 
 
+def narrowed(form: Form) -> Form:
+    """`form` with size 1 along every axis on which nothing changes: what `widened` would make it of."""
+    same = [all(not term.view.axes[axis] for term in form.terms) for axis in range(form.rank)]
+    return Form(tuple(ONE if s else n for s, n in zip(same, form.shape)), form.terms, form.kind)
+
+
 def add(*forms: Form) -> Form:
     shape = broadcast(*(form.shape for form in forms))
     return collect(shape, (term for form in forms for term in widened(form, shape).terms))

@@ -136,8 +136,11 @@ def times(walk: Walk, a: Form, b: Form) -> Form:
             core = _polynomial(walk, x, y)
         if core is not None:
             return core
+    # What only repeats along an axis is the same factor as before it was repeated.
+    a, b = forms.narrowed(a), forms.narrowed(b)
+    narrow = broadcast(a.shape, b.shape)
     key = ("product", *sorted(map(walk.intern, (a, b))))
-    return walk.bilinear(key, lambda: _product(walk, a, b, shape))
+    return forms.widened(walk.bilinear(key, lambda: _product(walk, a, b, narrow)), shape)
 
 
 def _product(walk: Walk, a: Form, b: Form, shape: Shape) -> Form:

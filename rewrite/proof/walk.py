@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from rewrite.proof import forms, layouts
+from rewrite.proof import forms, layouts, rotary
 from rewrite.proof.constants import Array, Constant, Stored, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
@@ -416,4 +416,4 @@ def _evaluate(node: ir.Node, inputs: Sequence[np.ndarray | None], opset: int) ->
     return ReferenceEvaluator(model).run(None, given)
 
 
-__all__ = ["Centre", "Mean", "Spread", "Walk"]
+__all__ = ["Centre", "Mean", "Spread", "Walk", "rotary"]

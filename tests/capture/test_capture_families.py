@@ -104,9 +104,8 @@ def test_family_is_described_and_shaped(name: str, captured: Callable[[str], Pro
         for value in node.outputs:
             assert value.shape is not None, value.name
             assert value.dtype is not None, value.name
-            # A channel axis is static wherever there is one: proofs and passes reason about its size.
-            if value.dtype.is_floating_point() and len(value.shape) >= 3:
-                assert any(isinstance(d, int) for d in value.shape), value
+            # Proofs and passes reason about sizes: each is a number or an expression in batch and sequence.
+            assert all(isinstance(d, int) or d.value for d in value.shape), value
     named = [node.name for node in graph]
     assert len(set(named)) == len(named)
 
@@ -147,8 +146,7 @@ def test_batch_normalization_survives_capture(captured: Callable[[str], Program]
 
 def test_experts_are_stacked_as_expressions(captured: Callable[[str], Program]) -> None:
     tensors = [v.const_value for n, v in captured("mixtral").model.graph.initializers.items() if "experts" in n]
-    assert len(tensors) == 4
-    assert all(isinstance(tensor, MaterializedTensor) for tensor in tensors)
+    assert sum(isinstance(tensor, MaterializedTensor) for tensor in tensors) == 4
 
 
 def test_longest_sequence_is_recorded(captured: Callable[[str], Program]) -> None:
