@@ -4,9 +4,9 @@
 
 The peer is `transformers.exporters`: its plain export at its default opset, and the same with `ort_fusions="cpu"`. All
 three come from one module with random weights, and each runs in a process of its own: sessions that share a process
-also share cores with each other's spinning threads, which misleads by up to a factor of two. The processes take turns in
-short rounds, so that whatever else the machine does falls on all of them alike. A graph that cannot be built, or that
-fails at the batch asked for, is recorded as such.
+also share cores with each other's spinning threads, which misleads by up to a factor of two. The processes take turns
+in short rounds, so that whatever else the machine does falls on all of them alike. A graph that cannot be built, or
+that fails at the batch asked for, is recorded as such.
 """
 
 from __future__ import annotations

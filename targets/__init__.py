@@ -1,7 +1,7 @@
 if __name__ == "targets":
     raise ImportError(
-        "imported as 'targets', expected 'rewrite.targets': write `import rewrite.targets` and take the repository root "
-        "off sys.path"
+        "imported as 'targets', expected 'rewrite.targets': write `import rewrite.targets` and take the repository "
+        "root off sys.path"
     )
 
 __doc__ = """Where a rewritten network runs: one deployment, one file.

@@ -4,8 +4,8 @@
     ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
     (B, S, H·h) → [RotaryEmbedding] → Attention → [guard] → (B, S, H·v)
 
-Attention and RotaryEmbedding of opset 23 read heads out of the last axis themselves, in the same order. Any shape that is
-not known, dynamic axes by name, leaves the attention as it is.
+Attention and RotaryEmbedding of opset 23 read heads out of the last axis themselves, in the same order. Any shape that
+is not known, dynamic axes by name, leaves the attention as it is.
 """
 
 from __future__ import annotations
@@ -40,15 +40,10 @@ def _lay_out(editor: Editor, node: ir.Node) -> None:
         return
     guard, output = tail
     query, key, value = (merged(editor, operand, node) for operand in node.inputs[:3])
-    (batch, heads, length, size), (_, groups, *_), (*_, value_size) = shapes  # type: ignore[misc]
-    scale = attribute_of(node, "scale", None)
-    attributes = {
-        "q_num_heads": heads,
-        "kv_num_heads": groups,
-        "scale": float(size) ** -0.5 if scale is None else scale,
-        "is_causal": attribute_of(node, "is_causal", 0),
-        "softcap": attribute_of(node, "softcap", 0.0),
-    }
+    (batch, heads, length, _), (_, groups, *_), (*_, value_size) = shapes  # type: ignore[misc]
+    # Without a scale the operator takes 1/√h itself; written as an attribute it would be rounded to float32.
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes |= {"q_num_heads": heads, "kv_num_heads": groups}
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     name = node.outputs[0].name
     last = guard if guard is not None else node

@@ -2,9 +2,10 @@
 
 What is emitted beyond canonical form (all of ai.onnx 23; no com.microsoft operator at all):
 
-* `Attention` on three axes: q (B, S, H·h), k and v (B, L, G·h) → (B, S, H·v), attributes `q_num_heads`, `kv_num_heads`
-  and `scale` always written, `is_causal` and `softcap` as captured, optional fourth operand the mask as captured.
-  A guard after it becomes `Where(Squeeze(condition, [1]), zero, ·)`, also on three axes.
+* `Attention` on three axes: q (B, S, H·h), k and v (B, L, G·h) → (B, S, H·v), attributes `q_num_heads` and
+  `kv_num_heads` always written, all others (`scale`, `is_causal`, `softcap`, `qk_matmul_output_mode`) and the optional
+  fourth operand, the mask, as captured; one output. A guard after it becomes `Where(Squeeze(condition, [1]), zero, ·)`,
+  also on three axes.
 * `RotaryEmbedding` (x, cos, sin) on three axes: x (B, S, H·h), cos and sin (B, S, r/2) without position ids, attributes
   `num_heads`, `interleaved` = 0, `rotary_embedding_dim` = 0. Its caches are the first halves of the captured ones,
   computed before the concatenation that repeats them, and `Expand`ed over the batch: the runtime refuses a batch of 1.
@@ -25,7 +26,7 @@ Why, measured with onnxruntime 1.31.1 on one x86-64 core with AVX-512, median µ
     q, k, v of x (S, d)     16,256    64,256    256,256     64,768     197,192
       three MatMul + Add       74       235        974       2232        379
       one, and Split           76       250       1133       2349        445
-    MatMul + Add + Gelu (erf) 105       379       1606       3150        634      MatMul + BiasGelu 109 391 1673 3133 686
+    MatMul + Add + Gelu (erf) 105      379       1606       3150        634     MatMul + BiasGelu 109 391 1673 3133 686
 
 So norms and residual sums stay apart, Gelu and bias stay apart, and the runtime's own fusions of both are switched off.
 x·sigmoid(x) stays: the runtime makes it QuickGelu by itself. Gemm with its reshapes gains nothing over MatMul + Add.

@@ -68,7 +68,9 @@ def _unpack(editor: Editor, node: ir.Node, operand, weight: ir.Value, bias: ir.V
             "MatMul", [operand, part], before=node, name=f"{output.name}_product", dtype=operand.dtype, shape=shape
         )
         if bias is not None:
-            value = editor.node("Add", [value, _part(editor, bias, taken)], before=node, name=f"{output.name}_sum", like=value)
+            value = editor.node(
+                "Add", [value, _part(editor, bias, taken)], before=node, name=f"{output.name}_sum", like=value
+            )
         editor.take_over(output, value)
     editor.graph.remove(node, safe=True)
 
@@ -78,4 +80,6 @@ def _part(editor: Editor, value: ir.Value, taken: slice) -> ir.Value:
     assert tensor is not None, "callers slice constants only"
     leading = tuple(slice(0, int(size)) for size in tensor.shape.numpy()[:-1])
     name = f"{value.name}_{taken.start}_{taken.stop}"
-    return editor.derived(("part", id(value), taken.start, taken.stop), name, Slice(weight_of(tensor), (*leading, taken)), tensor.dtype)
+    return editor.derived(
+        ("part", id(value), taken.start, taken.stop), name, Slice(weight_of(tensor), (*leading, taken)), tensor.dtype
+    )

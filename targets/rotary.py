@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from rewrite.ir.edit import Editor, array_of, attribute_of, constant_of, is_operator, scalar_of, shape_of
+from rewrite.ir.edit import Editor, array_of, attribute_of, is_operator, scalar_of, shape_of
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,13 @@ def _half(editor: Editor, value: ir.Value, before: ir.Node) -> ir.Value:
     inner = _half(editor, node.inputs[0], before)  # type: ignore[arg-type]
     attributes = {key: attribute.value for key, attribute in node.attributes.items()}
     made = editor.node(
-        node.op_type, [inner, *node.inputs[1:]], attributes, before=before, name=name, dtype=value.dtype, shape=inner.shape
+        node.op_type,
+        [inner, *node.inputs[1:]],
+        attributes,
+        before=before,
+        name=name,
+        dtype=value.dtype,
+        shape=inner.shape,
     )
     editor.made[name] = made
     return made

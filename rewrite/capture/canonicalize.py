@@ -46,7 +46,7 @@ STEPS = (
     Editor.dedupe,
     Editor.clean,
 )
-"""In this order: shapes are completed before they are compared, and vectors folded before a norm looks for its scale."""
+"""In this order: shapes are completed before they are compared, vectors folded before a norm looks for its scale."""
 
 
 def canonicalize(program: Program) -> None:

@@ -18,7 +18,7 @@ from fractions import Fraction
 
 import onnx_ir as ir
 
-from rewrite.ir.edit import Editor, array_of, attribute_of, constant_of, is_operator, scalar_of, shape_of
+from rewrite.ir.edit import Editor, array_of, constant_of, is_operator, scalar_of, shape_of
 
 GELU_OPSET = 20
 MAXIMUM_DEGREE = 3
@@ -122,7 +122,7 @@ def _one_plus(value: ir.Value | Fraction) -> ir.Node | None:
 def _number(value: ir.Value | None) -> Fraction | None:
     """The exact value of a floating-point constant of one element."""
     array = array_of(value)
-    if array is None or array.size != 1 or not _is_float(value) and constant_of(value) is None:
+    if array is None or array.size != 1 or (not _is_float(value) and constant_of(value) is None):
         return None
     number = float(array.reshape(()))
     return Fraction(number) if math.isfinite(number) else None

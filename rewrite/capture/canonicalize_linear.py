@@ -138,7 +138,7 @@ def undo_flattening(editor: Editor) -> None:
 
 
 def _rows_path(node: ir.Node) -> list[ir.Node] | None:
-    """From the Reshape to rows to the last row-wise operator before `node`, the Reshape back; None if it is not that."""
+    """From the Reshape to rows to the last row-wise operator before `node`, the Reshape back; None where it is not."""
     restored = shape_of(node.outputs[0])
     path: list[ir.Node] = []
     value = node.inputs[0]
@@ -177,7 +177,7 @@ def _is_rows(step: ir.Node, index: int) -> bool:
     if step.op_type == "MatMul":
         return index == 0 and len(shape) == 2 and constant_of_or_transposed(other)
     if step.op_type in ("Add", "Mul", "Sub"):
-        return constant_of(other) is not None and (len(shape) <= 1 or array_of(other) is not None and shape == (1, 1))
+        return constant_of(other) is not None and (len(shape) <= 1 or (array_of(other) is not None and shape == (1, 1)))
     return False
 
 

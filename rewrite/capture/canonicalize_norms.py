@@ -3,9 +3,9 @@
     x · (mean(x²) + ε)^(−1/2) [· w]                  → RMSNormalization(x, w)
     the same of x − mean(x) [+ b]                    → LayerNormalization(x, w, b)
 
-Conditions, each with a negative test: the exponent is exactly 2; the mean is over the last axis alone and keeps it; ε is
-one element and a float32, since the operator holds it as such; w has shape (d,), else it stays a product outside; x is
-the same value in the square and in the product. Casts between floating types are the identity over the reals and are
+Conditions, each with a negative test: the exponent is exactly 2; the mean is over the last axis alone and keeps it; ε
+is one element and a float32, since the operator holds it as such; w has shape (d,), else it stays a product outside; x
+is the same value in the square and in the product. Casts between floating types are the identity over the reals and are
 looked through; the norm's own type is that of the product.
 """
 

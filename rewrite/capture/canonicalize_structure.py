@@ -105,8 +105,8 @@ _NEUTRAL = {"Add": 0, "Sub": 0, "Or": False, "Mul": 1, "Div": 1, "Pow": 1, "And"
 def unchanged_input(node: ir.Node) -> ir.Value | None:
     """The input that the first output equals in value, shape and dtype, or None.
 
-    A Reshape, Expand or Slice says so by its shapes, dynamic axes compared by name; a size-preserving Slice must also go
-    forward (a step of −1 keeps the shape and reverses the data).
+    A Reshape, Expand or Slice says so by its shapes, dynamic axes compared by name; a size-preserving Slice must also
+    go forward (a step of −1 keeps the shape and reverses the data).
     """
     if node.domain != "" or not node.inputs or node.inputs[0] is None:
         return None

@@ -213,6 +213,12 @@ def capture_pretrained(
     for name, value in list(captured.graph.initializers.items()):
         known = names.get(name)
         if known is None:
+            if is_fake(value.const_value):
+                raise SourceError(
+                    f"{type(model).__name__} computes the constant {name} from its weights while it is traced",
+                    where=where,
+                    remedy="load the model and capture the module in memory",
+                )
             tensors[name] = in_memory(name, value.const_value)
             continue
         chosen = next((alias for alias in known if alias in binding.weights), None)
@@ -225,21 +231,21 @@ def capture_pretrained(
             value.name = chosen
             tensors[chosen] = binding.tensor(chosen, _parameter(model, name).dtype)
         elif is_fake(value.const_value) or (name in binding.missing and value.dtype.is_floating_point()):
+            value.const_value = None
             unbound.add(name)
         else:
             tensors[name] = in_memory(name, value.const_value)
     give_tensors(captured, tensors)
-    for name, value in list(captured.graph.initializers.items()):
-        if name in unbound:
-            if value.uses():
-                raise CheckpointError(
-                    f"tensor {name} is missing",
-                    where=where,
-                    remedy="the configuration describes another model, or a shard was left out of the index",
-                )
-            del captured.graph.initializers[name]
     name_dimensions(captured, signature)
     fold_shapes(captured)
+    # What no output depends on (a pooler, a mask token) may be missing; folding has removed it.
+    lost = sorted(unbound & set(captured.graph.initializers))
+    if lost:
+        raise CheckpointError(
+            f"tensor {lost[0]} is missing" + (f" (and {len(lost) - 1} more)" if lost[1:] else ""),
+            where=where,
+            remedy="the configuration describes another model, or a shard was left out of the index",
+        )
     describe_inputs(captured, signature)
     drop_exporter_metadata(captured)
     report("done", 4, 4)

@@ -251,7 +251,7 @@ class Editor:
 
 
 def _as_stored(attributes: Mapping[str, object]) -> dict[str, object]:
-    """Floats as the file will hold them: an ONNX attribute is float32, and a graph in memory must mean what is saved."""
+    """Floats as the file will hold them, in float32: a graph in memory must mean what is saved."""
     return {
         name: float(np.float32(content)) if isinstance(content, float) else content
         for name, content in attributes.items()

@@ -160,7 +160,7 @@ def _operand_numbers(key: tuple[object, ...]) -> list[int]:
         return [key[2], *([key[1][1]] if key[1][0] == "form" else [])]  # type: ignore[index, list-item]
     if kind == "product":
         return list(key[1])  # type: ignore[arg-type]
-    if kind == "contraction":
+    if kind in ("contraction", "guard"):
         return [n for n in key[1:] if isinstance(n, int)]
     if kind == "operator":
         return [operand[1] for operand in key[4] if operand[0] == "form"]  # type: ignore[union-attr, index]

@@ -8,6 +8,7 @@ from rewrite.proof import forms
 from rewrite.proof.constants import Array, Constant, Joined, permuted, reshaped, sliced
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
 from rewrite.proof.forms import Form, form_of
+from rewrite.proof.masks import guarded
 from rewrite.proof.rules import attribute, integers, rule
 from rewrite.proof.values import Integers, as_integers, sizes
 
@@ -389,6 +390,9 @@ def equality(walk, node, operands):
 def where(walk, node, operands):
     condition, a, b = operands
     if not isinstance(condition, Constant):
+        if isinstance(a, Constant) and a.size == 1 and a.kind == "f" and not a.whole().any():
+            walk.pin(a)
+            return guarded(walk, walk.form(condition), walk.form(b))
         return None
     chosen = walk.small(condition)
     if chosen is None:

@@ -50,8 +50,9 @@ def canonical(made: Program, **inputs: np.ndarray) -> Counter:
     after = evaluate(made.model, inputs, unrounded=True)
     assert list(before) == list(after)
     for name, expected in before.items():
-        # Constants may differ in the last place of float32; everything else is float64 rounding.
-        perturbed = np.finfo(np.float32).eps if "Gelu" in operators(made) else 1e3 * np.finfo(np.float64).eps
+        # Gelu's constants differ from the source's in the last place of float32; all else is the rounding of float64
+        # sums, of at most 100 terms a layer, in another order.
+        perturbed = np.finfo(np.float32).eps if "Gelu" in operators(made) else 100 * np.finfo(np.float64).eps
         scale = np.abs(expected).max() or 1.0
         assert np.abs(after[name] - expected).max() <= 4 * perturbed * scale, name
     once = operators(made)
@@ -84,8 +85,8 @@ def rms(
 ) -> Program:
     text = RMS.format(square=square, keepdims=keepdims, inverse=inverse, product=product, operands=operands)
     given = {
-        "two": number(2), "axes": np.array([-1]), "epsilon": number(1e-6), "w": W, "one": number(1), "half": number(-0.5),
-        **weights,
+        "two": number(2), "axes": np.array([-1]), "epsilon": number(1e-6), "w": W, "one": number(1),
+        "half": number(-0.5), **weights,
     }  # fmt: skip
     made = program(text, **given)
     described = {"mean": [*"bs", 1], "shifted": [*"bs", 1], "square": [*"bs", D], "normal": [*"bs", D]}
@@ -124,12 +125,12 @@ def test_every_spelling_of_rms_is_raised(form: dict) -> None:
 
 
 NOT_RMS = {
-    "exponent a little under 2": {"two": number(1.9999999, dtype=np.float64).astype(np.float32) - np.float32(1e-6)},
+    "exponent a little under 2": {"two": number(1.9999999)},
     "exponent 3": {"two": number(3)},
     "mean over another axis": {"axes": np.array([1])},
     "mean over two axes": {"axes": np.array([1, 2])},
     "epsilon is a vector": {"epsilon": number(1e-6, D)},
-    "square of something else": {"square": "Mul(x, w)"},
+    "square of something else": {"square": "Mul(x, w)", "w": np.abs(W)},
     "root is not inverted": {"product": "Mul(x, shifted)"},
     "third root": {"inverse": "inverse = Pow(shifted, half)", "half": number(-1 / 3)},
     "two over the root": {"inverse": "root = Sqrt(shifted)\n inverse = Div(one, root)", "one": number(2)},
@@ -180,7 +181,9 @@ def test_an_old_opset_has_no_rms_normalization() -> None:
 
 def test_one_plus_weight_becomes_an_expression() -> None:
     text = RMS.replace("    square", "    scale = Add(w, one)\n    square")
-    text = text.format(square="Mul(x, x)", keepdims=1, inverse=ROOT, product="Mul(x, inverse)", operands="normal, scale")
+    text = text.format(
+        square="Mul(x, x)", keepdims=1, inverse=ROOT, product="Mul(x, inverse)", operands="normal, scale"
+    )
     made = program(text, axes=np.array([-1]), epsilon=number(1e-6), w=W, one=number(1))
     made.model.graph[0].outputs[0].dtype = ir.DataType.FLOAT
     assert canonical(made, x=x()) == {"RMSNormalization": 1}
@@ -387,13 +390,18 @@ def test_what_is_not_quite_gelu_stays(text: str, changed: dict) -> None:
 
 
 def test_relu_is_raised_and_a_clip_above_zero_is_not() -> None:
-    made = program("g (float[n,8] x) => (float[n,8] y, float[n,8] z) { y = Max(x, zero)\n z = Clip(x, one) }", zero=number(0), one=number(1))
+    made = program(
+        "g (float[n,8] x) => (float[n,8] y, float[n,8] z) { y = Max(x, zero)\n z = Clip(x, one) }",
+        zero=number(0),
+        one=number(1),
+    )
     assert canonical(made, x=x(4, D)) == {"Relu": 1, "Clip": 1}
 
 
 # ── Attention and structure ─────────────────────────────────────────────────────────────────────────────────────────
 
-GROUPED = """g (float[b,4,s,8] q, float[b,2,s,8] k, float[b,2,s,8] v, int64[5] wide, int64[4] long) => (float[b,4,s,8] y) {
+GROUPED = """
+g (float[b,4,s,8] q, float[b,2,s,8] k, float[b,2,s,8] v, int64[5] wide, int64[4] long) => (float[b,4,s,8] y) {
     k5 = Unsqueeze(k, two)
     ke = Expand(k5, wide)
     kr = Reshape(ke, long)
@@ -432,13 +440,13 @@ def test_repeated_heads_become_groups() -> None:
 
 
 def test_heads_repeated_in_another_order_stay() -> None:
-    assert canonical(grouped("vr", axis=1), **attention_inputs(axis=1))["Expand"] == 1
+    assert canonical(grouped("vr", axis=1), **attention_inputs(axis=1))["Expand"] == 2
 
 
 def test_keys_repeated_alone_stay() -> None:
     made = program(
-        GROUPED.replace("float[b,2,s,8] v", "float[b,4,s,8] v").replace("VALUES", "v").replace("v5 = Unsqueeze(v, two)", "")
-        .replace("ve = Expand(v5, wide)", "").replace("vr = Reshape(ve, long)", ""), two=np.array([2]),
+        GROUPED.replace("float[b,2,s,8] v", "float[b,4,s,8] v").replace("VALUES", "v")
+        .replace("v5 = Unsqueeze(v, two)", "").replace("ve = Expand(v5, wide)", "").replace("vr = Reshape(ve, long)", ""), two=np.array([2]),
     )  # fmt: skip
     assert canonical(made, **{**attention_inputs(), "v": x(3, 4, 5, D)})["Expand"] == 1
 
@@ -503,7 +511,11 @@ def test_sequences_of_pieces_become_a_split() -> None:
 @pytest.mark.parametrize(
     ("family", "present", "absent"),
     [
-        ("gpt2", {"LayerNormalization", "MatMul", "Gelu", "Attention"}, {"Gemm", "Tanh", "Identity", "SplitToSequence"}),
+        (
+            "gpt2",
+            {"LayerNormalization", "MatMul", "Gelu", "Attention"},
+            {"Gemm", "Tanh", "Identity", "SplitToSequence"},
+        ),
         ("llama", {"RMSNormalization", "MatMul", "Attention"}, {"Pow", "Sqrt", "ReduceMean"}),
         ("vit", {"LayerNormalization", "MatMul", "Gelu", "Conv"}, {"Gemm", "Identity"}),
     ],
@@ -513,7 +525,9 @@ def test_a_captured_family(family: str, present: set, absent: set, family_progra
     images = made.inputs[0].kind == "image"
     tokens = np.random.default_rng(0).integers(3, 90, (3, 7))
     mask = np.array([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0], [1] * 7])
-    inputs = {"pixel_values": x(2, *made.inputs[0].shape[1:])} if images else {"input_ids": tokens, "attention_mask": mask}
+    inputs = (
+        {"pixel_values": x(2, *made.inputs[0].shape[1:])} if images else {"input_ids": tokens, "attention_mask": mask}
+    )
     found = canonical(made, **inputs)
     assert present <= set(found)
     assert not absent & set(found)
