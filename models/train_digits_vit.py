@@ -17,6 +17,8 @@ if __name__ == "__main__":
             num_hidden_layers=4,
             num_attention_heads=4,
             intermediate_size=384,
+            hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.1,
             num_labels=10,
         )
     )
@@ -25,7 +27,7 @@ if __name__ == "__main__":
         training_batches(batch=64, seed=chosen.seed),
         lambda: accuracy(model, *digits("held-out")),
         steps=chosen.steps,
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         label_smoothing=0.1,
     )
     model.save_pretrained(chosen.out)

@@ -212,3 +212,7 @@ def main() -> NoReturn:
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

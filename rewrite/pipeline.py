@@ -215,7 +215,7 @@ def convert(
         report = _report(source, chosen, program, outcomes, proof, path)
         if check:
             with stages("check"):
-                report = _checked(report, work, lowered, path, sets)
+                report = _checked(report, work, path, sets)
         report = stages.write(report, folder)
     return report
 
@@ -260,12 +260,17 @@ def _inputs(model: ir.Model, given: str | Path | Sequence[Inputs] | None) -> lis
     return [dict(one) for one in given]
 
 
-def _checked(report: Report, work: Program, lowered: Lowered, path: Path, sets: list[dict[str, np.ndarray]]) -> Report:
-    from rewrite.check import diff_models
+def _checked(report: Report, work: Program, path: Path, sets: list[dict[str, np.ndarray]]) -> Report:
+    """The report with the numbers: exact constants against the capture in float64, and the artifact as it runs."""
+    from rewrite.check import diff_models, label
+    from rewrite.targets import session_options
 
-    difference = diff_models(work.original, lowered.model, sets, relations=_claims(work), layers=True)
-    names = [", ".join(f"{k} {'×'.join(map(str, v.shape))}" for k, v in one.items()) for one in sets]
-    return report.with_difference(difference, names)
+    # Flushing denormals would also flush those of this process, and with them what is compared.
+    options = session_options(path.parent, config={"session.set_denormal_as_zero": "0"})
+    difference = diff_models(
+        work.original, work.model, sets, relations=_claims(work), layers=True, artifact=path, options=options
+    )
+    return report.with_difference(difference, [label(one) for one in sets])
 
 
 def _report(

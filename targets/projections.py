@@ -53,8 +53,9 @@ def _sizes(node: ir.Node) -> list[int] | None:
 
 def _is_private(value: ir.Value | None, rank: int, total: int) -> bool:
     tensor = constant_of(value)
-    shape = tuple(tensor.shape.numpy()) if tensor is not None else ()
-    return value is not None and len(shape) == rank and shape[-1] == total and only_use(value) is not None
+    if value is None or tensor is None or len(tensor.shape) != rank or tensor.shape.numpy()[-1] != total:
+        return False
+    return only_use(value) is not None
 
 
 def _unpack(editor: Editor, node: ir.Node, operand, weight: ir.Value, bias: ir.Value | None, sizes: list[int]) -> None:

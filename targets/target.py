@@ -65,12 +65,21 @@ class Target(ABC):
     def session(self) -> dict[str, Any]:
         """The content of `session.json`."""
 
-    def lower(self, program: Program) -> ir.Model:
+    def lower(self, program: Program, dtype: str | None = None) -> ir.Model:
         """A lowered clone of the program's model; the program stays as it is.
+
+        `dtype` asks for the floating type of the weights; it is that of the capture, since norms and masks are written
+        differently in half precision and only the source knows how.
 
         Raises:
             UnsupportedOperatorError: an operator has no kernel for its dtype here, or the opset is too new.
+            RequestError: the program was captured in another dtype than `dtype`.
         """
+        held = _weight_dtype(program.model)
+        if dtype is not None and held is not None and held != dtype:
+            raise RequestError(
+                f"the weights are {held}, not {dtype}", where=program.source, remedy=f"capture with dtype={dtype!r}"
+            )
         model = program.model.clone()
         opset = model.opset_imports.get("", 0)
         if opset > MAXIMUM_OPSET:
@@ -113,6 +122,17 @@ class Target(ABC):
         return model
 
 
+def _weight_dtype(model: ir.Model) -> str | None:
+    """The name of the floating type that most weights are in, by elements; None without weights."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point():
+            name = tensor.dtype.numpy().name
+            sizes[name] = sizes.get(name, 0) + tensor.size
+    return max(sizes, key=lambda name: sizes[name]) if sizes else None
+
+
 def _described(folder: Path) -> dict[str, Any]:
     path = folder / SESSION_FILE
     if not path.is_file():
@@ -125,7 +145,8 @@ def session_options(
 ) -> onnxruntime.SessionOptions:
     """ONNX Runtime's SessionOptions for the model in `folder`.
 
-    `options` are attributes of SessionOptions (`intra_op_num_threads=1`); `config` adds or replaces configuration entries.
+    `options` are attributes of SessionOptions (`intra_op_num_threads=1`); `config` adds or replaces configuration
+    entries.
     """
     import onnxruntime
 

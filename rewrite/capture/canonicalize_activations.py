@@ -64,11 +64,11 @@ def match_gelu(node: ir.Node) -> tuple[ir.Value, str] | None:
     """x and the kind of approximation where `node` is a Gelu of x."""
     constant, factors = Fraction(1), []
     for factor in _factors(node.outputs[0]):
-        number = _number(factor) if isinstance(factor, ir.Value) else factor
-        if number is None:
-            factors.append(factor)
-        else:
+        number = factor if isinstance(factor, Fraction) else _number(factor)
+        if number is not None:
             constant *= number
+        elif isinstance(factor, ir.Value):
+            factors.append(factor)
     if constant != Fraction(1, 2) or len(factors) != 2:
         return None
     for operand, gate in (factors, factors[::-1]):
@@ -107,9 +107,9 @@ def _factors(value: ir.Value) -> Iterator[ir.Value | Fraction]:
         yield value
 
 
-def _one_plus(value: ir.Value | Fraction) -> ir.Node | None:
+def _one_plus(value: ir.Value) -> ir.Node | None:
     """The Tanh or Erf node where `value` is 1 + it."""
-    node = value.producer() if isinstance(value, ir.Value) else None
+    node = value.producer()
     if not is_operator(node, "Add"):
         return None
     for one, other in (node.inputs, node.inputs[::-1]):
@@ -142,11 +142,13 @@ def _polynomial(value: ir.Value | None, x: ir.Value) -> Polynomial | None:
         return None
     if node.op_type == "Pow":
         exponent = scalar_of(node.inputs[1])
-        base = _polynomial(node.inputs[0], x) if exponent in (1, 2, 3) else None
+        base = _polynomial(node.inputs[0], x)
+        if exponent not in (1, 2, 3) or exponent is None:
+            return None
         result: Polynomial | None = (Fraction(1),)
-        for _ in range(int(exponent) if base is not None else 0):
+        for _ in range(int(exponent)):
             result = _product(result, base)
-        return result if base is not None else None
+        return result
     left = _polynomial(node.inputs[0], x)
     if node.op_type == "Neg":
         return _product(left, (Fraction(-1),))

@@ -41,7 +41,9 @@ def unrepeated(value: ir.Value | None) -> ir.Value | None:
     """
     reshape = value.producer() if value is not None else None
     expand = reshape.inputs[0].producer() if is_operator(reshape, "Reshape") else None
-    insert = expand.inputs[0].producer() if is_operator(expand, "Expand") else None
+    if not is_operator(expand, "Expand"):
+        return None
+    insert = expand.inputs[0].producer()
     if not is_operator(insert, "Unsqueeze", "Reshape"):
         return None
     source = insert.inputs[0]

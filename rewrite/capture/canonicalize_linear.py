@@ -124,7 +124,7 @@ def undo_flattening(editor: Editor) -> None:
         for step in middle:
             old = step.outputs[0]
             operands = [value if _is_rows(step, i) else operand for i, operand in enumerate(step.inputs)]
-            last = (shape_of(old) or ())[-1]
+            last = (shape_of(old) or (None,))[-1]
             attributes = {name: attribute.value for name, attribute in step.attributes.items()}
             value = editor.node(
                 step.op_type, operands, attributes, before=node, name=f"{old.name}_rows", dtype=old.dtype,

@@ -51,10 +51,10 @@ def replace_sequences(editor: Editor) -> None:
         names = [f"{node.outputs[0].name}_{i}" for i in range(len(sizes))]
         pieces = editor.nodes("Split", [source, lengths], {"axis": axis}, before=node, names=names)
         for piece, size in zip(pieces, sizes):
-            shape = list(shape_of(source) or ())
-            if shape:
-                shape[axis] = size
-                describe(piece, dtype=source.dtype, shape=shape)
+            whole = shape_of(source)
+            if whole is not None and source is not None:
+                before, after = whole[: axis % len(whole)], whole[axis % len(whole) + 1 :]
+                describe(piece, dtype=source.dtype, shape=(*before, size, *after))
         taken: set[int] = set()
         for reader, position in zip(readers, positions):
             place = int(position) % len(sizes)  # type: ignore[arg-type]

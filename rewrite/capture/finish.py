@@ -38,25 +38,31 @@ def quiet() -> Iterator[None]:
 
 
 def name_dimensions(model: ir.Model, signature: Signature) -> None:
-    """Replace the exporter's symbols by the names of the axes they stand for, everywhere."""
+    """Replace the exporter's symbols by the names of the axes they stand for, everywhere.
+
+    An axis that the model itself fixes (Mamba unrolls its sequence) is noted in the metadata as `rewrite.fixed.<name>`.
+    """
     names: dict[str, str] = {}
     for value in model.graph.inputs:
         axes = signature.axes.get(value.name or "", {})
         for axis, dimension in enumerate(value.shape or ()):
-            if isinstance(dimension, ir.SymbolicDim) and dimension.value and axis in axes:
+            if axis not in axes:
+                continue
+            if isinstance(dimension, int) or (dimension.value or "").isdigit():
+                model.metadata_props[f"rewrite.fixed.{axes[axis]}"] = str(dimension)
+            elif dimension.value:
                 names.setdefault(dimension.value, axes[axis])
 
-    def renamed(match: re.Match[str]) -> str:
-        return names.get(match[0], match[0])
+    def renamed(dimension: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+        if isinstance(dimension, int) or not dimension.value:
+            return dimension
+        if dimension.value.isdigit():
+            return int(dimension.value)
+        return ir.SymbolicDim(SYMBOL.sub(lambda match: names.get(match[0], match[0]), dimension.value))
 
     for value in all_values(model):
         if value.shape is not None and not value.shape.is_static():
-            value.shape = ir.Shape(
-                [
-                    ir.SymbolicDim(SYMBOL.sub(renamed, d.value)) if isinstance(d, ir.SymbolicDim) and d.value else d
-                    for d in value.shape
-                ]
-            )
+            value.shape = ir.Shape([renamed(dimension) for dimension in value.shape])
 
 
 def all_values(model: ir.Model) -> Iterator[ir.Value]:

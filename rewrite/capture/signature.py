@@ -138,7 +138,10 @@ def _add_features(signature: Signature, model: PreTrainedModel) -> None:
 
 def _vocabulary(model: PreTrainedModel) -> int:
     """Rows of the embedding: the ids it can look up, which is not always `vocab_size`."""
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    try:
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # a model of two towers has no one embedding
+        rows = None
     return rows if rows is not None else model.config.get_text_config().vocab_size
 
 

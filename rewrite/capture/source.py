@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,13 @@ import onnx_ir as ir
 from rewrite.errors import InputsError, SourceError
 from rewrite.ir.program import Program
 
+logger = logging.getLogger("rewrite")
+
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 MODEL_FILE = "model.onnx"
+FIXED = "rewrite.fixed."
+"""Metadata of an axis that was asked to be dynamic and is not."""
+
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -44,7 +50,14 @@ def capture(
         InputsError: example inputs are missing or do not fit.
         UnsupportedOperatorError: the exporter has no translation for an operator.
     """
-    dtype = _dtype_name(dtype)
+    program = _capture(source, example_inputs, _dtype_name(dtype), task, progress)
+    for key, size in program.model.metadata_props.items():
+        if key.startswith(FIXED):
+            logger.warning("%s: the model fixes its %s at %s", program.source, key.removeprefix(FIXED), size)
+    return program
+
+
+def _capture(source: Any, example_inputs: Any, dtype: str | None, task: str | None, progress: Any) -> Program:
     if isinstance(source, str | Path):
         return _capture_path(str(source), example_inputs, dtype, task, progress)
     if isinstance(source, ir.Model) or type(source).__name__ == "ModelProto":

@@ -8,6 +8,7 @@ in `metadata_props["rewrite.pass"]`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -68,7 +69,7 @@ def scalar_of(value: ir.Value | None) -> float | int | bool | None:
     return array.reshape(()).item() if array is not None and array.size == 1 else None
 
 
-def shape_of(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
+def shape_of(value: ir.Value | None) -> tuple[Any, ...] | None:
     """The shape with an int for a static axis, a name for a dynamic one and None for an unknown one."""
     if value is None or value.shape is None:
         return None
@@ -81,12 +82,12 @@ def same_shape(one: ir.Value | None, other: ir.Value | None) -> bool:
     return a is not None and a == b and None not in a
 
 
-def is_operator(node: ir.Node | None, *op_types: str, domain: str = "") -> bool:
+def is_operator(node: ir.Node | None, *op_types: str, domain: str = "") -> TypeGuard[ir.Node]:
     """Whether `node` exists and is one of `op_types` of `domain`."""
     return node is not None and node.domain == domain and node.op_type in op_types
 
 
-def attribute_of(node: ir.Node, name: str, default):
+def attribute_of(node: ir.Node, name: str, default: Any) -> Any:
     """The value of an attribute, or the default that the operator's definition gives."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.value

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from rewrite.proof import forms
+from rewrite.proof.constants import Stored, same_values
 from rewrite.proof.dimensions import Dim
 from rewrite.proof.forms import Form
 from rewrite.proof.linear import Centre, Match
@@ -63,12 +64,17 @@ def prove(
     for walk in (first, second):
         try:
             walk.run()
-        except (ValueError, KeyError) as error:
-            # A graph that cannot be brought to normal form is a graph of which nothing is known.
-            return Proof(Verdict("UNKNOWN", node=walk.node, reason=f"{walk.side}: {error}"))
+        except Exception as error:  # noqa: BLE001 - whatever stops the walk, of such a graph nothing is known
+            cause = _cause(table) if walk is second else None
+            if cause is not None:
+                return Proof(Verdict("UNKNOWN", cause.ulps, cause.node, cause.reason))
+            return Proof(Verdict("UNKNOWN", node=walk.node, reason=f"{walk.side}: {error or type(error).__name__}"))
     names = [value.name or "" for value in original.graph.outputs]
-    outputs = {name: _output(first, second, name) for name in names}
-    checked = {name: _claim(first, second, name, claim) for name, claim in (claims or {}).items()}
+    try:
+        outputs = {name: _output(first, second, name) for name in names}
+        checked = {name: _claim(first, second, name, claim) for name, claim in (claims or {}).items()}
+    except Exception as error:  # noqa: BLE001 - as above
+        return Proof(Verdict("UNKNOWN", node=second.node, reason=str(error) or type(error).__name__))
     proof = Proof(
         Verdict("EQUAL", table.ulps),
         outputs,
@@ -93,6 +99,14 @@ def prove(
     return proof
 
 
+def _cause(table: Table) -> Stranger | None:
+    """The first value without a counterpart that only rests on values that have one."""
+    for number in sorted(table.strangers):
+        if all(term.atom.side != "rewritten" for term in table.forms[number].terms):
+            return table.strangers[number]
+    return None
+
+
 def _interface(original: ir.Model, rewritten: ir.Model) -> Verdict | None:
     """Inputs and outputs must agree in name, order of outputs, type, and static sizes."""
     for what, ours, theirs in (
@@ -114,6 +128,21 @@ def _interface(original: ir.Model, rewritten: ir.Model) -> Verdict | None:
                 for a, b in zip(value.shape, other.shape):
                     if isinstance(a, int) and isinstance(b, int) and a != b:
                         return Verdict("UNKNOWN", node=str(value.name), reason=f"the {what} has another static size")
+    return _defaults(original, rewritten)
+
+
+def _defaults(original: ir.Model, rewritten: ir.Model) -> Verdict | None:
+    """An input that may be left out has the same value then."""
+    ours, theirs = rewritten.graph.initializers, original.graph.initializers
+    for value in original.graph.inputs:
+        name = value.name or ""
+        mine, known = (each[name].const_value if name in each else None for each in (ours, theirs))
+        if mine is None and known is None:
+            continue
+        if mine is None or known is None or not same_values(
+            Stored("rewritten", name, mine), Stored("original", name, known)
+        ):
+            return Verdict("UNKNOWN", node=name, reason="the input's default is another")
     return None
 
 

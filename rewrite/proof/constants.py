@@ -70,13 +70,21 @@ class Constant(ABC):
     @property
     def kind(self) -> str:
         """'f' for real numbers, 'i' for integers, 'b' for booleans."""
-        kind = self.raw(tuple(slice(0, min(n, 1)) for n in self.shape)).dtype.kind
-        return kind if kind in "b" else "i" if kind in "iu" else "f"
+        return self.type if self.type in ("f", "b") else "i"
+
+    @cached_property
+    def type(self) -> str:
+        """'f' for real numbers of any precision, else the storage type's name: integers of two types differ."""
+        dtype = self.raw(tuple(slice(0, min(n, 1)) for n in self.shape)).dtype
+        if dtype.kind in "OUSc":
+            raise ValueError(f"constants of type {dtype} are not numbers")
+        name = dtype.name
+        return "b" if dtype.kind == "b" else name if name.startswith(("int", "uint")) else "f"
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the shape and the values, widened: equal digests are equal constants whatever their dtype."""
-        digest = hashlib.sha256(repr((self.shape, self.kind)).encode())
+        digest = hashlib.sha256(repr((self.shape, self.type)).encode())
         for region in blocks(self.shape):
             values = self.read(region)
             digest.update(np.ascontiguousarray(values if self.kind == "f" else values.astype(np.int64)).tobytes())
@@ -89,6 +97,8 @@ def spacing(values: np.ndarray) -> np.ndarray:
         widened = np.abs(values.astype(np.float64))
         exponent = np.floor(np.log2(np.maximum(widened, 2.0**-126)))
         return np.exp2(exponent - 7)
+    if values.dtype.kind != "f":
+        raise ValueError(f"ulps of {values.dtype} are not known")
     return np.spacing(np.abs(values)).astype(np.float64)
 
 
@@ -116,6 +126,12 @@ class Stored(Constant):
     def kind(self) -> str:
         dtype = self.tensor.dtype
         return "f" if dtype.is_floating_point() else "b" if dtype == ir.DataType.BOOL else "i"
+
+    @cached_property
+    def type(self) -> str:  # type: ignore[override]
+        if self.tensor.dtype in (ir.DataType.STRING, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+            raise ValueError(f"constants of type {self.tensor.dtype.name} are not real numbers")
+        return self.kind if self.kind in ("f", "b") else self.tensor.dtype.name.lower()
 
     def raw(self, region: Region) -> np.ndarray:
         tensor = self.tensor

@@ -50,6 +50,20 @@ class Dim:
             return 0
         return self.terms[0][1] if len(self.terms) == 1 and not self.terms[0][0] else None
 
+    @property
+    def least(self) -> int | None:
+        """The least value this is sure to have, or None: a dimension of an input is at least 1, other sizes at least 0.
+
+        >>> (Dim.symbol("batch") - 1).least, (Dim.symbol("batch") - 2).least, (-Dim.symbol("batch")).least
+        (0, -1, None)
+        """
+        total = 0
+        for monomial, coefficient in self.terms:
+            if monomial and (coefficient < 0 or any(name.startswith(SIGNED) for name in monomial)):
+                return None
+            total += coefficient if not any("(" in name for name in monomial) else 0
+        return total
+
     def __add__(self, other: int | Dim) -> Dim:
         return Dim._collected((*self.terms, *Dim.of(other).terms))
 
@@ -104,6 +118,9 @@ def _without(monomial: Monomial, factor: Monomial) -> Monomial | None:
     return tuple(rest)
 
 
+SIGNED = "signed "
+"""How names of integers begin that are functions of sizes, but no sizes: they may be negative."""
+
 ONE = Dim.of(1)
 Shape = tuple[Dim, ...]
 
@@ -125,20 +142,49 @@ def broadcast(*shapes: Shape) -> Shape:
     """The shape of an elementwise operator's result.
 
     Two symbols that differ are equal or one of them is 1 whenever the operator runs at all; which one is not known, so
-    the result is a size of its own name.
+    the result is a size of its own name. One case is known: n against min(n, c) for a number c > 1. They are equal, or
+    min(n, c) is 1 and with it n.
     """
     rank = max(len(shape) for shape in shapes)
     result = []
     for axis in range(-rank, 0):
-        sizes = {shape[axis] for shape in shapes if len(shape) >= -axis} - {ONE}
+        sizes = {part for shape in shapes if len(shape) >= -axis for part in _MEMBERS.get(shape[axis], (shape[axis],))}
+        sizes -= {ONE}
+        sizes -= {size for size in sizes if _MINIMA.get(size) in sizes}
         if not sizes:
             result.append(ONE)
         elif len(sizes) == 1:
             result.append(next(iter(sizes)))
         else:
             static = [size for size in sizes if size.constant is not None]
-            result.append(static[0] if static else opaque("broadcast", *sorted(map(str, sizes))))
+            if len(static) > 1:
+                raise ValueError(f"sizes {sorted(map(str, sizes))} do not broadcast")
+            if not static:
+                static = [opaque("broadcast", *sorted(map(str, sizes)))]
+                _MEMBERS[static[0]] = frozenset(sizes)
+            result.append(static[0])
     return tuple(result)
+
+
+_MEMBERS: dict[Dim, frozenset[Dim]] = {}
+"""The sizes that a broadcast of several symbols was made from."""
+
+_MINIMA: dict[Dim, Dim] = {}
+"""The n of every min(n, c) with a number c > 1."""
+
+
+def alike(a: Dim, b: Dim) -> bool:
+    """Whether two sizes that may meet in a broadcast are then sure to be equal."""
+    return a == b or _MINIMA.get(a) == b or _MINIMA.get(b) == a
+
+
+def minimum(size: Dim, bound: Dim) -> Dim:
+    """The smaller of two sizes of which one holds a symbol."""
+    result = opaque("min", *sorted(map(str, (size, bound))))
+    for n, c in ((size, bound), (bound, size)):
+        if c.constant is not None and c.constant > 1 and n.constant is None:
+            _MINIMA[result] = n
+    return result
 
 
 def parse(text: str) -> Dim:

@@ -11,11 +11,11 @@ from the atom `one` (a bias is `one`·b) and, with two axes, from an identity ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, product
+from rewrite.proof.dimensions import ONE, Dim, Shape, alike, broadcast, product
 from rewrite.proof.linear import Chain, Centre, Diagonal, Factor, Matrix, Mean, Scalar, Spread
 
 # ── Views ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -45,6 +45,10 @@ class Taken:
     start: Dim
     step: int | str
     size: Dim
+
+
+STRETCHED = "stretched"
+"""The `step` of an axis that is repeated if its size, a symbol, is 1, and stays as it is if not."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,11 @@ class Form:
         """What forms that may be equal have in common: everything but constants and additive constants."""
         return (self.shape, self.kind, tuple((t.atom.number, t.view) for t in self.terms if t.atom.key != ("one",)))
 
+    @cached_property
+    def origins(self) -> tuple[str, ...]:
+        """The rewritten graph's shipped numbers in front of the chains; `key` does not tell them apart."""
+        return tuple(name for term in self.terms for chain in term.chains for name in chain.scalar.origins)
+
     @property
     def rank(self) -> int:
         return len(self.shape)
@@ -263,9 +272,8 @@ def _merge(group: Sequence[Term], axis: int | None) -> list[Term]:
     for chain in (chain for term in group for chain in term.chains):
         body = tuple(factor.key for factor in chain.body)
         if body in numbers:
-            total = Scalar(
-                numbers[body].scalar.value + chain.scalar.value, numbers[body].scalar.origins | chain.scalar.origins
-            )
+            known = numbers[body].scalar
+            total = known.combined(known.value + chain.scalar.value, chain.scalar)
             numbers[body] = Chain((total, *chain.body))
         else:
             numbers[body] = chain
@@ -286,10 +294,14 @@ def _read_centring(chains: list[Chain]) -> list[Chain]:
     for chain in chains:
         if len(chain.body) >= 2 and isinstance(chain.body[-1], Spread) and isinstance(chain.body[-2], Mean):
             size = chain.body[-1].size
-            plain = Chain(chain.body[:-2]).scaled(Scalar(-chain.scalar.value, chain.scalar.origins))
-            if chain.body[-2].size == size and plain in chains and plain is not None:
+            minus = replace(chain.scalar, value=-chain.scalar.value)
+            plain = next((c for c in chains if c.body == chain.body[:-2] and c.scalar.value == minus.value), None)
+            if chain.body[-2].size == size and plain is not None:
                 rest = [other for other in chains if other not in (chain, plain)]
-                centre = plain.then(Centre(size))
+                # Only equal numbers make it a centring: both are used, and the product names both.
+                both = plain.scalar.combined(plain.scalar.value, minus)
+                centred = Chain(plain.body).scaled(both)
+                centre = centred.then(Centre(size)) if centred is not None else None
                 return _read_centring([*rest, centre]) if centre is not None else rest
     return chains
 
@@ -298,7 +310,11 @@ def _read_centring(chains: list[Chain]) -> list[Chain]:
 
 
 def widened(form: Form, shape: Shape) -> Form:
-    """`form` broadcast to `shape`. Along a new or repeated axis nothing changes, so most views stay as they are."""
+    """`form` broadcast to `shape`. Along a new or repeated axis nothing changes, so most views stay as they are.
+
+    An axis of symbolic size that meets another size may be 1 and be repeated, or not: its view says so and is whole no
+    longer.
+    """
     if form.shape == shape:
         return form
     lead = len(shape) - form.rank
@@ -308,10 +324,12 @@ def widened(form: Form, shape: Shape) -> Form:
         chains, fixed = term.chains, term.view.fixed
         for axis, elements in enumerate(axes):
             old = form.shape[axis - lead] if axis >= lead else ONE
-            if old == ONE and shape[axis] != ONE and elements:
+            if old != ONE and not alike(old, shape[axis]) and elements:
+                axes[axis] = (Taken(elements, Dim.of(0), STRETCHED, shape[axis]),)
+            elif old == ONE and shape[axis] != ONE and elements:
                 size = shape[axis].constant
                 element = elements[0]
-                if size is not None and isinstance(element, Piece) and element.axis == term.axis:
+                if size is not None and len(elements) == 1 and isinstance(element, Piece) and element.axis == term.axis:
                     chains = tuple(new for c in chains if (new := c.then(Spread(size))) is not None)
                     axes[axis] = (Piece(element.axis, ONE, Dim.of(size)),)
                 else:
@@ -498,8 +516,8 @@ def concatenate(forms: Sequence[Form], axis: int) -> Form:
 
 def without_scalar(form: Form) -> tuple[Form, Scalar]:
     """`form` less the number that all of its chains have in front, and that number (1 where they have none alike)."""
-    scalars = {chain.scalar.value: chain.scalar for term in form.terms for chain in term.chains}
-    if len(scalars) != 1 or 1.0 in scalars:
+    scalars = {chain.scalar for term in form.terms for chain in term.chains}
+    if len(scalars) != 1 or next(iter(scalars)) == Scalar(1.0):
         return form, Scalar(1.0)
     terms = (Term(t.atom, t.view, t.axis, tuple(Chain(chain.body) for chain in t.chains)) for t in form.terms)
-    return collect(form.shape, terms, form.kind), next(iter(scalars.values()))
+    return collect(form.shape, terms, form.kind), next(iter(scalars))

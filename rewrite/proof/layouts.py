@@ -6,7 +6,7 @@ import numpy as np
 
 from rewrite.proof import forms
 from rewrite.proof.constants import Array, Constant, Joined, permuted, reshaped, sliced
-from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
+from rewrite.proof.dimensions import ONE, SIGNED, Dim, Shape, broadcast, minimum, opaque, product
 from rewrite.proof.forms import Form, form_of
 from rewrite.proof.masks import guarded
 from rewrite.proof.rules import attribute, integers, rule
@@ -19,9 +19,9 @@ def identity(walk, node, operands):
         training = operands[2]
         if not isinstance(training, Constant) or training.whole().any():
             return None
-    if node.op_type == "Dropout" and len(node.outputs) > 1 and node.outputs[1].uses():
+    if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
         return None
-    return [operands[0], operands[0]][: len(node.outputs)]
+    return [operands[0]]
 
 
 @rule("Cast")
@@ -29,13 +29,16 @@ def cast(walk, node, operands):
     """Between floating-point types nothing changes over the reals; between equal types nothing changes at all."""
     value, to = operands[0], walk.kind_of_dtype(attribute(node, "to", 0))
     if isinstance(value, Integers):
-        return value if to in ("int64", "int32") else None
+        # int32 wraps around where sizes multiply; what comes of it is another function of them.
+        return value if to == "int64" else None
     if isinstance(value, Constant):
-        if to == "f" and value.kind == "f":
+        if value.kind == "f" and to == "f":
             return value
         whole = walk.small(value)
         if whole is None:
             return None
+        if to == value.type:
+            return value
         if to == "f":
             return walk.computed(whole.astype(np.float64), [value])
         if to == "b":
@@ -47,7 +50,7 @@ def cast(walk, node, operands):
 @rule("CastLike")
 def cast_like(walk, node, operands):
     kind = walk.form(operands[1]).kind
-    return operands[0] if walk.form(operands[0]).kind == kind else None
+    return operands[0] if walk.form(operands[0]).kind == kind != "unknown" else None
 
 
 @rule("Shape")
@@ -118,6 +121,9 @@ def squeeze(walk, node, operands):
     shape = walk.shape(operands[0])
     axes = integers(operands[1]) if len(operands) > 1 and operands[1] is not None else attribute(node, "axes", None)
     if axes is None:
+        if any(size.constant is None for size in shape):
+            # A symbol may be 1, and then its axis goes too.
+            return None
         axes = [axis for axis, size in enumerate(shape) if size == ONE]
     elif len(operands) > 1:
         walk.pin(operands[1])
@@ -174,24 +180,40 @@ def concatenate(walk, node, operands):
     return forms.concatenate([walk.form(o) for o in operands], axis)
 
 
-def _clamped(size: Dim, bound: Dim) -> Dim:
-    """A slice's start or end inside an axis of size `bound`: from the end where negative, at most the whole."""
+def _clamped(size: Dim, bound: Dim) -> Dim | None:
+    """A slice's start or end inside an axis of size `bound`: from the end where negative, at most the whole.
+
+    None where the sign of a symbolic start or end is not known.
+    """
     if size.constant is not None:
         if size.constant < 0:
             size = bound + size.constant
+            if size.constant is None and (size.least is None or size.least < 0):
+                # The axis may be shorter than that: the slice then starts or ends at 0.
+                return opaque("positive", size)
         elif size.constant > 2**30:
             return bound
     if size == bound:
         return bound
     if size.constant is not None and bound.constant is not None:
         return Dim.of(max(0, min(size.constant, bound.constant)))
+    if size.least is None or size.least < 0:
+        return None
     rest = bound - size
     if rest.constant is not None:
         return size if rest.constant >= 0 else bound
     # Every symbol is a size, so a polynomial without negative coefficients is not negative.
     if all(coefficient > 0 for _, coefficient in rest.terms):
         return size
-    return Dim.of(0) if size == Dim.of(0) else opaque("min", size, bound)
+    return Dim.of(0) if size == Dim.of(0) else minimum(size, bound)
+
+
+def _extent(begin: Dim, stop: Dim, *, inside: bool = False) -> Dim:
+    """How many integers there are from `begin` on and below `stop`; `inside`: begin is known not to lie behind stop."""
+    length = stop - begin
+    if length.constant is not None:
+        return Dim.of(max(0, length.constant))
+    return length if inside or (length.least is not None and length.least >= 0) else opaque("positive", length)
 
 
 @rule("Slice")
@@ -230,9 +252,9 @@ def slicing(walk, node, operands):
             value = forms.take(walk.form(value), axis, Dim.of(taken.start), Dim.of(len(taken)), step)
             continue
         begin, stop = _clamped(start, bound), _clamped(end, bound)
-        length = stop - begin
-        if length.constant is not None and length.constant < 0:
-            length = Dim.of(0)
+        if begin is None or stop is None:
+            return None
+        length = _extent(begin, stop, inside=stop == bound)
         if isinstance(value, Constant) and begin.constant is not None and length.constant is not None:
             region = [slice(0, n) for n in value.shape]
             region[axis] = slice(begin.constant, begin.constant + length.constant)
@@ -310,7 +332,9 @@ def integer_range(walk, node, operands):
     step = delta.entries[0].constant
     if step != 1:
         return None
-    size = limit.entries[0] - start.entries[0]
+    size = _extent(start.entries[0], limit.entries[0])
+    if any(isinstance(o, Constant) and o.type != "int64" for o in operands):
+        return None
     return form_of(walk.atom(("range", start.entries[0], limit.entries[0]), (size,), "int64"))
 
 
@@ -349,7 +373,9 @@ def _entry(operator: str, column: list[Dim]) -> Dim | None:
     if operator == "Mul":
         return a * b
     if operator == "Div":
-        return a.quotient(b) or opaque("floor", a, b)
+        # Integers are divided toward zero, which is the floor for what is not negative.
+        floor = a.least is not None and a.least >= 0 and b.least is not None and b.least > 0
+        return a.quotient(b) or (opaque("floor", a, b) if floor else Dim.symbol(f"{SIGNED}{opaque('divided', a, b)}"))
     if operator in ("Min", "Max") and (a - b).constant is not None:
         return a if ((a - b).constant <= 0) == (operator == "Min") else b  # type: ignore[operator]
     return None
@@ -366,10 +392,8 @@ def decided(operands) -> np.ndarray | None:
         difference = a - b
         if difference.constant is not None:
             answers.append(difference.constant == 0)
-        elif difference.constant is None and all(c > 0 for _, c in difference.terms):
+        elif difference.least is not None and dict(difference.terms).get((), 0) > 0:
             # A sum of sizes plus a positive number: a size is not negative, so it is not zero.
-            if not any(m == () for m, _ in difference.terms):
-                return None
             answers.append(False)
         else:
             return None
@@ -392,6 +416,8 @@ def where(walk, node, operands):
     if not isinstance(condition, Constant):
         if isinstance(a, Constant) and a.size == 1 and a.kind == "f" and not a.whole().any():
             walk.pin(a)
+            if len(a.shape) > max(walk.form(condition).rank, walk.form(b).rank):
+                return None
             return guarded(walk, walk.form(condition), walk.form(b))
         return None
     chosen = walk.small(condition)
@@ -415,7 +441,7 @@ def where(walk, node, operands):
 @rule("ReduceProd")
 def reduce_product(walk, node, operands):
     value = operands[0]
-    if not isinstance(value, Integers) or len(value.shape) != 1:
+    if not isinstance(value, Integers) or len(value.shape) != 1 or attribute(node, "noop_with_empty_axes", 0):
         return None
     result = np.array(product(value.entries), dtype=object)
     return Integers.of(result.reshape((1,)) if attribute(node, "keepdims", 1) else result)

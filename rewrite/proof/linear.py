@@ -12,6 +12,7 @@ bounds the float64 error of computing it, and measures how far the shipped const
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +26,7 @@ UNIT = 2.0**-53
 """Unit roundoff of float64."""
 
 SINGLE_ULP = 2.0**-23
-"""Relative spacing of float32, in which an operator's defining constants are written out."""
+"""Relative spacing of float32, in which attributes and an operator's defining constants are written out."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,20 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Scalar:
-    """x ↦ value·x. `origins` are the rewritten graph's stored scalars that made the value."""
+    """x ↦ value·x.
+
+    `origins` are the rewritten graph's shipped numbers that made the value, each as often as it did. `epsilon` is the
+    relative spacing of what wrote it down; 0 for a number that the structure implies (a count, the −1 of Sub), which
+    nothing can adjust.
+    """
 
     value: float
-    origins: frozenset[str] = frozenset()
+    origins: tuple[str, ...] = ()
+    epsilon: float = 0.0
+
+    def combined(self, value: float, other: Scalar) -> Scalar:
+        """`value`, made of this number and `other`."""
+        return Scalar(value, tuple(sorted((*self.origins, *other.origins))), max(self.epsilon, other.epsilon))
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -140,12 +151,11 @@ class Chain:
     def scaled(self, scalar: Scalar) -> Chain | None:
         """Times a number; None is the zero map."""
         own = self.scalar
-        value = own.value * scalar.value
-        if value == 0.0:
+        total = own.combined(own.value * scalar.value, scalar)
+        # A shipped number is kept even where it is 0 or 1 and changes nothing: it is a use, which holds it to its value.
+        if total.value == 0.0 and not total.origins:
             return None
-        if value == 1.0 and not (own.origins | scalar.origins):
-            return Chain(self.body)
-        return Chain((Scalar(value, own.origins | scalar.origins), *self.body)) if value != 1.0 else Chain(self.body)
+        return Chain(self.body) if total.value == 1.0 and not total.origins else Chain((total, *self.body))
 
     def then(self, factor: Factor) -> Chain | None:
         """This map followed by `factor`; None is the zero map."""
@@ -238,7 +248,8 @@ def rows(factors: Sequence[Factor], taken: slice, size: int) -> Block:
     if isinstance(head, Matrix):
         block = exact(head.constant.read((taken, slice(0, head.constant.shape[1]))))
     elif isinstance(head, Mean):
-        block = exact(np.full((taken.stop - taken.start, 1), 1.0 / head.size))
+        value = np.full((taken.stop - taken.start, 1), 1.0 / head.size)
+        block = Block(value, value, value)
     else:
         block = exact(np.ones((1, head.size)))
     for factor in rest:
@@ -329,14 +340,16 @@ def constants_of(factors: Iterable[Factor]) -> list[Constant]:
     return [factor.constant for factor in factors if isinstance(factor, Matrix | Diagonal)]
 
 
-def shipped(factors: Iterable[Factor]) -> frozenset[Demand]:
+def shipped(factors: Sequence[Factor]) -> frozenset[Demand]:
     """The demands of using factors' rewritten constants exactly as they are."""
-    return frozenset(
-        Demand(stored.name, (), SHIPPED)
+    names = {
+        stored.name
         for constant in constants_of(factors)
         for stored in sources(constant)
         if stored.side == "rewritten"
-    )
+    }
+    names.update(name for factor in factors if isinstance(factor, Scalar) for name in factor.origins)
+    return frozenset(Demand(name, (), SHIPPED) for name in names)
 
 
 class Comparer:
@@ -376,6 +389,9 @@ class Comparer:
         """
         total, left, used = Match(), [], set()
         for chain in rewritten:
+            if chain.scalar.value == 0.0:
+                total = total + Match(0.0, shipped(chain.factors))
+                continue
             index, outcome = self._pair(chain, original, used, size)
             if index is None:
                 left.append(chain)
@@ -415,7 +431,7 @@ class Comparer:
         return None, None
 
     def _chain(self, rewritten: Chain, original: Chain, size: int | None) -> Outcome:
-        index = (rewritten.key, original.key)
+        index = (rewritten.key, rewritten.scalar, original.key, original.scalar)
         if index not in self._chains:
             self._chains[index] = self._compare_chain(rewritten, original, size)
         return self._chains[index]
@@ -461,7 +477,7 @@ class Comparer:
         return outcome + cancelling if isinstance(outcome, Match) else outcome
 
     def _sums(self, rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None) -> Outcome:
-        index = (tuple(c.key for c in rewritten), tuple(c.key for c in original))
+        index = tuple(tuple((c.key, c.scalar) for c in chains) for chains in (rewritten, original))
         if index not in self._chains:
             inner = next((n for c in (*rewritten, *original) if (n := c.sizes()[0]) is not None), size)
             self._chains[index] = numeric(rewritten, original, inner)
@@ -470,20 +486,29 @@ class Comparer:
 
 def _cancel_scalars(ours: Scalar, theirs: Scalar) -> Match | None:
     """Equal numbers in front cancel; so do two that were both written down and agree within an ulp."""
-    if ours.value == theirs.value:
-        return Match()
-    if 1.0 in (ours.value, theirs.value):
+    if ours.value != theirs.value and 1.0 in (ours.value, theirs.value):
         return None
     outcome = compare_scalars(ours, theirs)
     return outcome if isinstance(outcome, Match) else None
 
 
 def compare_scalars(ours: Scalar, theirs: Scalar) -> Outcome:
-    """Numbers that both were written in float32: equal within one of its ulps."""
-    ulps = abs(ours.value - theirs.value) / (abs(theirs.value) * SINGLE_ULP or 1.0)
-    if ulps > 1.0:
+    """Numbers that are equal, or within an ulp of what wrote ours down; only one that is written once can be adjusted."""
+    if ours.value == theirs.value:
+        return Match(0.0, shipped((ours,)))
+    distance = abs(ours.value - theirs.value)
+    # What the arithmetic on both numbers in float64 may have lost; it is nobody's to adjust.
+    if distance <= 4 * UNIT * abs(theirs.value) and not ours.origins:
+        return Match()
+    ulps = distance / (unit_at(theirs.value, ours.epsilon) or distance / 2.0**60)
+    if ulps > 1.0 or len(ours.origins) > 1:
         return Mismatch(f"scalars {ours.value!r} and {theirs.value!r} differ", ulps)
-    return Match(ulps, frozenset(Demand(name, (), theirs.key) for name in ours.origins))
+    return Match(ulps, frozenset(Demand(name, (), ("number", theirs.value, ours.value)) for name in ours.origins))
+
+
+def unit_at(value: float, epsilon: float) -> float:
+    """One unit in the last place at `value` of a format with relative spacing `epsilon`."""
+    return 0.0 if value == 0.0 else 2.0 ** math.floor(math.log2(abs(value))) * epsilon
 
 
 def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None) -> Outcome:
@@ -528,7 +553,7 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
             excess = np.where(distance <= bound, 0.0, (distance - bound) / unit)
             ratio = np.where(distance + bound == 0.0, 0.0, (distance + bound) / np.maximum(unit, largest_unit(target.largest, epsilon)))
         at = np.unravel_index(int(np.argmax(excess)), excess.shape)
-        if not np.isfinite(distance).all():
+        if not (np.isfinite(distance).all() and np.isfinite(bound).all()):
             return Mismatch("a constant is not finite", float("inf"))
         if excess[at] > worst:
             worst, where = float(excess[at]), (start + int(at[0]), int(at[1]))
@@ -576,10 +601,10 @@ def adjustable(chains: Sequence[Chain]) -> Adjustable | None:
             if not isinstance(factor, Matrix | Diagonal):
                 continue
             constant = factor.constant
-            others = [f for k, f in enumerate(chain.factors) if k != j]
             if constant.stored is None or constant.stored.side != "rewritten" or constant.kind != "f":
                 continue
-            if not all(isinstance(f, Scalar | Diagonal | Spread) for f in others):
+            # A repetition behind the constant would hold one entry to several targets.
+            if not all(isinstance(f, Scalar | Diagonal) or (isinstance(f, Spread) and k < j) for k, f in enumerate(chain.factors) if k != j):
                 continue
             if best is None or constant.size > best.constant.size:
                 sample = constant.raw(tuple(slice(0, min(n, 1)) for n in constant.shape))

@@ -47,7 +47,10 @@ def parts(form: Form) -> tuple[int, list[Form]] | None:
                 return None
             inner = () if all(isinstance(e, Repeat) for e in padded.inner) else padded.inner
             axes = (*term.view.axes[:axis], inner, *term.view.axes[axis + 1 :])
-            size, terms = blocks.setdefault(padded.offset.constant, (product(e.size for e in padded.inner), []))
+            inside = product(e.size for e in padded.inner)
+            size, terms = blocks.setdefault(padded.offset.constant, (inside, []))
+            if inside != size:
+                return None
             terms.append(Term(term.atom, View(axes, term.view.fixed), term.axis, term.chains))
         end, result = Dim.of(0), []
         for offset, (size, terms) in sorted(blocks.items()):

@@ -22,7 +22,7 @@ from rewrite.proof import forms
 from rewrite.proof.constants import Array, Constant, permuted, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
 from rewrite.proof.forms import Form, form_of
-from rewrite.proof.linear import Centre, Chain, Diagonal, Matrix, Mean, Scalar
+from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Diagonal, Matrix, Mean, Scalar
 from rewrite.proof.values import Integers, Value
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def integers(value: Value | None) -> list[int] | None:
 def addition(walk, node, operands):
     a, b = (walk.form(operand) for operand in operands)
     if a.kind != "f":
-        return _integer_identity(walk, operands, neutral=0)
+        return _integer_identity(walk, operands, neutral=0, orders=1 if node.op_type == "Sub" else 2)
     return forms.add(a, forms.scaled(b, Scalar(-1.0)) if node.op_type == "Sub" else b)
 
 
@@ -83,7 +83,7 @@ def negation(walk, node, operands):
 def multiplication(walk, node, operands):
     a, b = operands
     if walk.form(a).kind != "f":
-        return _integer_identity(walk, operands, neutral=1)
+        return _integer_identity(walk, operands, neutral=1, orders=2)
     if isinstance(a, Constant):
         a, b = b, a
     return times_constant(walk, walk.form(a), b) if isinstance(b, Constant) else times(walk, walk.form(a), walk.form(b))
@@ -95,13 +95,16 @@ def division(walk, node, operands):
     if walk.form(a).kind != "f":
         return None
     if isinstance(b, Constant):
+        if b.size == 1:
+            a, shape = walk.form(a), tuple(Dim.of(n) for n in b.shape)
+            return forms.scaled(forms.widened(a, broadcast(a.shape, shape)), walk.reciprocal(b))
         return times_constant(walk, walk.form(a), walk.computed(1.0 / b.whole(), [b]))
     return times(walk, walk.form(a), power(walk, walk.form(b), -1.0))
 
 
-def _integer_identity(walk, operands, neutral):
-    """x + 0 and x · 1 over the integers are x; all else is opaque."""
-    for value, other in (operands, operands[::-1]):
+def _integer_identity(walk, operands, neutral, orders):
+    """x + 0 and x · 1 over the integers are x, in both `orders` or in one (x − 0); all else is opaque."""
+    for value, other in (operands, operands[::-1])[:orders]:
         if isinstance(other, Constant) and other.size == 1 and int(other.whole().reshape(-1)[0]) == neutral:
             form = walk.form(value)
             if len(other.shape) <= form.rank:
@@ -169,6 +172,11 @@ def _polynomial(walk: Walk, x: Form, y: Form) -> Form | None:
     number = walk.intern(bare)
     if any(key[1] != number for key in powers) or any(chain.body for term in y.terms for chain in term.chains):
         return None
+    # The powers must lie as x does, and be defined wherever x is.
+    if any(term.atom.key != ("one",) and term.view != forms.identity_view(term.atom) for term in y.terms):
+        return None
+    if any(key[2] <= 0 for key in powers):
+        return None
     parts = []
     for term in y.terms:
         exponent = 1.0 if term.atom.key == ("one",) else term.atom.key[2] + 1.0
@@ -189,7 +197,9 @@ def exponentiation(walk, node, operands):
     if not (isinstance(exponent, Constant) and exponent.size == 1) or walk.form(base).kind != "f":
         return None
     walk.table.pin([exponent], walk.node)
-    return power(walk, walk.form(base), float(exponent.whole().reshape(-1)[0]))
+    base = walk.form(base)
+    wide = forms.widened(base, broadcast(base.shape, walk.shape(exponent)))
+    return power(walk, wide, float(exponent.whole().reshape(-1)[0]))
 
 
 @rule("Sqrt")
@@ -203,12 +213,13 @@ def reciprocal(walk, node, operands):
 
 
 def power(walk: Walk, form: Form, exponent: float) -> Form:
-    """xᵖ. Exponents multiply where the inner power is defined on positive numbers only, or is a reciprocal."""
+    """xᵖ. Exponents multiply where the product of powers is defined on as many numbers: (√x)² is not x below 0."""
     if exponent == 1.0:
         return form
     number = walk.intern(form)
     known = walk.table.forms[number].atom
-    if known is not None and known.key[0] == "power" and known.key[2] in (0.5, -0.5, -1.0):
+    inner = known.key[2] if known is not None and known.key[0] == "power" else None
+    if inner == -1.0 or (inner in (0.5, -0.5) and exponent * inner != round(exponent * inner)):
         number, exponent = known.key[1], exponent * known.key[2]
         if exponent == 1.0:
             return walk.table.forms[number]
@@ -233,16 +244,19 @@ def _rms_core(walk: Walk, x: Form, y: Form) -> Form | None:
     epsilon, square = None, None
     for term in inside.terms:
         if term.atom.key == ("one",) and term.axis is None:
-            epsilon = term.chains[0].scalar.value
+            epsilon = term.chains[0].scalar
         elif term.atom.key[0] == "power" and term.atom.key[2] == 2.0:
             size = x.shape[-1].constant
-            if size is not None and term.chains == (Chain((Mean(size),)),) and term.axis == len(term.atom.shape) - 1:
-                square = term.atom
+            axis = len(term.atom.shape) - 1
+            lies = (*forms.identity_view(term.atom).axes[:-1], (forms.Piece(axis, ONE, ONE),))
+            if size is not None and term.chains == (Chain((Mean(size),)),) and term.axis == axis:
+                square = term.atom if term.view == forms.View(lies) else None
     if epsilon is None or square is None or len(inside.terms) != 2:
         return None
     if square.key[1] != walk.intern(x) or inside.shape != (*x.shape[:-1], ONE):
         return None
-    return rms(walk, x, epsilon)
+    walk.table.held(epsilon.origins, walk.node)
+    return rms(walk, x, epsilon.value)
 
 
 def _normalized_last(node: ir.Node, form: Form) -> bool:
@@ -312,7 +326,10 @@ def skip_layer_normalization(walk, node, operands):
 @rule("BatchNormalization")
 def batch_normalization(walk, node, operands):
     """Frozen statistics only: (x − μ)·γ/√(σ² + ε) + β on axis 1."""
-    if attribute(node, "training_mode", 0) or not all(isinstance(o, Constant) for o in operands[1:]):
+    # Before opset 14 more than one output means training.
+    if attribute(node, "training_mode", 0) or any(output.name for output in node.outputs[1:]):
+        return None
+    if not all(isinstance(o, Constant) for o in operands[1:]):
         return None
     gamma, beta, mean, variance = (operand.whole() for operand in operands[1:5])
     factor = gamma / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
@@ -332,9 +349,12 @@ def matrix_product(walk, node, operands):
 
 
 def matmul(walk, a, b):
+    left = walk.form(a)
+    if left.kind != "f":
+        return None
     if isinstance(b, Constant) and len(b.shape) == 2:
-        return walk.mapped(walk.form(a), -1, Matrix(b))
-    return contraction(walk, walk.form(a), walk.form(b))
+        return walk.mapped(left, -1, Matrix(b))
+    return contraction(walk, left, walk.form(b))
 
 
 def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
@@ -355,7 +375,7 @@ def _without_scalars(a: Form, b: Form) -> tuple[Form, Form, Scalar]:
     """Both factors of a product less the numbers in front of them, and the product of those."""
     a, left = forms.without_scalar(a)
     b, right = forms.without_scalar(b)
-    return a, b, Scalar(left.value * right.value, left.origins | right.origins)
+    return a, b, left.combined(left.value * right.value, right)
 
 
 def _transposed(walk, value):
@@ -373,9 +393,9 @@ def general_matrix_product(walk, node, operands):
     result = matmul(walk, a, b)
     if result is None:
         return None
-    result = forms.scaled(result, Scalar(float(attribute(node, "alpha", 1.0))))
+    result = forms.scaled(result, walk.attribute(node, "alpha", 1.0))
     if len(operands) > 2 and operands[2] is not None:
-        beta = Scalar(float(attribute(node, "beta", 1.0)))
+        beta = walk.attribute(node, "beta", 1.0)
         result = forms.add(result, forms.scaled(walk.form(operands[2]), beta))
     return result
 
@@ -387,7 +407,7 @@ def fused_matrix_product(walk, node, operands):
     a = _transposed(walk, operands[0]) if attribute(node, "transA", 0) else operands[0]
     b = _transposed(walk, operands[1]) if attribute(node, "transB", 0) else operands[1]
     result = matmul(walk, a, b)
-    return None if result is None else forms.scaled(result, Scalar(float(attribute(node, "alpha", 1.0))))
+    return None if result is None else forms.scaled(result, walk.attribute(node, "alpha", 1.0))
 
 
 @rule("Conv")
@@ -458,6 +478,9 @@ def gathering(walk, node, operands):
     form = walk.form(data)
     positions = integers(indices)
     axis %= form.rank
+    if positions is not None and (extent := form.shape[axis].constant) is not None:
+        if any(not -extent <= p < extent for p in positions):
+            raise ValueError(f"indices are outside an axis of {extent}")
     if positions is None:
         return selected(walk, form, ("gather", walk.operand(indices)), axis, axis + 1, walk.shape(indices))
     walk.table.pin([indices], walk.node)
@@ -603,18 +626,19 @@ def unary(walk: Walk, name: str, form: Form) -> Form:
     return form_of(walk.atom(walk.opaque_key("", name, {}, [walk.operand(form)]), form.shape))
 
 
-def _number(value: float) -> Scalar:
-    return Scalar(value)
+def defined(value: float) -> Scalar:
+    """A real number of an operator's definition, which is a float32 number wherever it is written out."""
+    return Scalar(value, epsilon=SINGLE_ULP)
 
 
 def gelu_exact(walk: Walk, x: Form) -> Form:
-    inner = unary(walk, "Erf", forms.scaled(x, Scalar(1.0 / math.sqrt(2.0))))
+    inner = unary(walk, "Erf", forms.scaled(x, defined(1.0 / math.sqrt(2.0))))
     return times(walk, forms.scaled(x, Scalar(0.5)), forms.add(inner, walk.constant(1.0)))
 
 
 def gelu_tanh(walk: Walk, x: Form) -> Form:
-    cubic = forms.add(x, forms.scaled(power(walk, x, 3.0), Scalar(0.044715)))
-    inner = unary(walk, "Tanh", forms.scaled(cubic, Scalar(math.sqrt(2.0 / math.pi))))
+    cubic = forms.add(x, forms.scaled(power(walk, x, 3.0), defined(0.044715)))
+    inner = unary(walk, "Tanh", forms.scaled(cubic, defined(math.sqrt(2.0 / math.pi))))
     return times(walk, forms.scaled(x, Scalar(0.5)), forms.add(inner, walk.constant(1.0)))
 
 
@@ -641,14 +665,14 @@ def fast_gelu(walk, node, operands):
 @rule("QuickGelu", domain="com.microsoft")
 def quick_gelu(walk, node, operands):
     x = walk.form(operands[0])
-    inner = forms.scaled(x, Scalar(float(attribute(node, "alpha", 1.702))))
+    inner = forms.scaled(x, walk.attribute(node, "alpha", 1.702))
     return times(walk, x, unary(walk, "Sigmoid", inner))
 
 
 @rule("Swish")
 def swish(walk, node, operands):
     x = walk.form(operands[0])
-    return times(walk, x, unary(walk, "Sigmoid", forms.scaled(x, Scalar(float(attribute(node, "alpha", 1.0))))))
+    return times(walk, x, unary(walk, "Sigmoid", forms.scaled(x, walk.attribute(node, "alpha", 1.0))))
 
 
 # ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -664,7 +688,7 @@ def softmax_operator(walk, node, operands):
     return softmax(walk, walk.form(operands[0]), attribute(node, "axis", -1))
 
 
-def attend(walk: Walk, query: Form, key: Form, value: Form, bias: Form | None, scale: float) -> Form | None:
+def attend(walk: Walk, query: Form, key: Form, value: Form, bias: Form | None, scale: Scalar) -> Form | None:
     """softmax(scale·q·kᵀ + bias)·v for (batch, heads, length, head size); heads of k and v are repeated to q's."""
     repeated = []
     for states in (key, value):
@@ -685,7 +709,7 @@ def attend(walk: Walk, query: Form, key: Form, value: Form, bias: Form | None, s
     scores = contraction(walk, query, forms.transpose(repeated[0], (0, 1, 3, 2)))
     if scores is None:
         return None
-    scores = forms.scaled(scores, Scalar(scale))
+    scores = forms.scaled(scores, scale)
     if bias is not None:
         scores = forms.add(scores, bias)
     return contraction(walk, softmax(walk, scores, -1), repeated[1])
@@ -714,12 +738,10 @@ def attention(walk, node, operands):
             return None
         query, key, value = split
     size = query.shape[-1].constant
-    scale = attribute(node, "scale", None)
-    if scale is None:
-        if size is None:
-            return None
-        scale = 1.0 / math.sqrt(size)
-    result = attend(walk, query, key, value, bias, float(scale))
+    if "scale" not in node.attributes and size is None:
+        return None
+    scale = walk.attribute(node, "scale", 1.0) if "scale" in node.attributes else defined(1.0 / math.sqrt(size))
+    result = attend(walk, query, key, value, bias, scale)
     return _joined_heads(result) if packed and result is not None else result
 
 
@@ -754,9 +776,10 @@ def multi_head_attention(walk, node, operands):
     if any(part is None for part in parts):
         return None
     size = parts[0].shape[-1].constant
-    scale = attribute(node, "scale", 0.0) or (1.0 / math.sqrt(size) if size else None)
-    if scale is None:
+    given = attribute(node, "scale", 0.0)
+    if not given and size is None:
         return None
+    scale = walk.attribute(node, "scale", 0.0) if given else defined(1.0 / math.sqrt(size))
     bias = walk.form(operands[5]) if len(operands) > 5 and operands[5] is not None else None
-    result = attend(walk, *parts, bias, float(scale))
+    result = attend(walk, *parts, bias, scale)
     return None if result is None else _joined_heads(result)

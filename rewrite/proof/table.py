@@ -14,7 +14,7 @@ from typing import Any
 from rewrite.proof.constants import Constant, sources
 from rewrite.proof.dimensions import Shape
 from rewrite.proof.forms import IDENTITY, Atom, Form, Term
-from rewrite.proof.linear import SHIPPED, Comparer, Demand, Match, Mismatch, Outcome
+from rewrite.proof.linear import SHIPPED, Comparer, Demand, Match, Mismatch, Outcome, shipped
 
 
 @dataclass
@@ -47,26 +47,41 @@ class Table:
 
     def intern(self, form: Form, side: str, node: str, hint: int | None = None) -> int:
         """The number of `form`; `hint` is the number of the original's value of the same name, tried first."""
-        number = self._numbers.get(form.key)
+        number = self._numbers.get((form.key, form.origins))
         if number is not None:
+            return number
+        number = self._numbers.get((form.key, ()))
+        if number is not None and self.forms[number].key == form.key:
+            # The same numbers, written down elsewhere: equal as long as these are what was shipped.
+            self.held(form.origins, node)
+            self._numbers[form.key, form.origins] = number
             return number
         alike = self._alike.setdefault(form.skeleton, [])
         nearest: Mismatch | None = None
         for candidate in sorted(alike, key=lambda n: n != hint):
             outcome = self.match(form, self.forms[candidate])
-            if isinstance(outcome, Match) and (side == "rewritten" or outcome.ulps == 0.0):
+            own = candidate in self.strangers
+            if isinstance(outcome, Match) and (outcome.ulps == 0.0 or (side == "rewritten" and not own)):
                 self.commit(outcome, node)
-                self._numbers[form.key] = candidate
+                if own:
+                    # Two values of the rewritten graph alone: nothing else says what their constants ought to be.
+                    self.hold(self.forms[candidate], node)
+                    self.hold(form, node)
+                self._numbers[form.key, form.origins] = candidate
                 return candidate
             if isinstance(outcome, Mismatch) and (nearest is None or candidate == hint or outcome.ulps < nearest.ulps):
                 nearest = nearest if nearest is not None and candidate != hint and hint in alike else outcome
         number = len(self.forms)
         self.forms.append(form)
-        self._numbers[form.key] = number
+        self._numbers[form.key, form.origins] = number
         alike.append(number)
         if side == "rewritten":
             self.strangers[number] = self._stranger(form, node, nearest)
         return number
+
+    def known(self, form: Form) -> int | None:
+        """The number of `form`, if it has one."""
+        return self._numbers.get((form.key, form.origins))
 
     def _stranger(self, form: Form, node: str, nearest: Mismatch | None) -> Stranger:
         for term in form.terms:
@@ -110,15 +125,27 @@ class Table:
                 if stored.side == "rewritten":
                     self.demands.setdefault(Demand(stored.name, (), SHIPPED), node)
 
+    def held(self, names: Iterable[str], node: str) -> None:
+        """Numbers that must be what was shipped."""
+        for name in names:
+            self.demands.setdefault(Demand(name, (), SHIPPED), node)
+
+    def hold(self, form: Form, node: str) -> None:
+        """Constants and numbers in `form` must be what was shipped."""
+        for term in form.terms:
+            for chain in term.chains:
+                for demand in shipped(chain.factors):
+                    self.demands.setdefault(demand, node)
+
     def constant_number(self, constant: Constant, node: str) -> tuple[Any, ...]:
-        """A name for a constant operand of an opaque operator: equal values, equal names."""
+        """A name for a constant operand of an opaque operator: equal values of one integer type, equal names."""
         self.pin([constant], node)
-        alike = self._constants.setdefault((constant.shape, constant.kind), [])
+        alike = self._constants.setdefault((constant.shape, constant.type), [])
         for index, known in enumerate(alike):
             if self.comparer.same_constant(constant, known):
-                return ("constant", constant.shape, constant.kind, index)
+                return ("constant", constant.shape, constant.type, index)
         alike.append(constant)
-        return ("constant", constant.shape, constant.kind, len(alike) - 1)
+        return ("constant", constant.shape, constant.type, len(alike) - 1)
 
     def conflict(self) -> tuple[str, str] | None:
         """A shipped constant of which two uses demand different values: its name, and the second use's node."""

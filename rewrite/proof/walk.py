@@ -13,18 +13,20 @@ from rewrite.proof import forms, layouts, rotary
 from rewrite.proof.constants import Array, Constant, Stored, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
-from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Factor, Matrix, Mean, Scalar, Spread
+from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Factor, Matrix, Mean, Scalar, Spread, spacing_of_one
 from rewrite.proof.rules import RULES, integers
 from rewrite.proof.shapes import result_shape
 from rewrite.proof.table import Table
 from rewrite.proof.values import Integers, Value
+
+OLDEST_OPSET = 13
+"""Before it, Softmax flattened, BatchNormalization trained by its number of outputs, and axes were attributes."""
 
 FOLDED_ELEMENTS = 1 << 24
 """Constants up to this size may be computed with at once; larger ones only change layout."""
 
 COMMUTATIVE = frozenset("And Or Xor Equal Max Min Add Mul BitwiseAnd BitwiseOr BitwiseXor".split())
 RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
-BOOLEAN = frozenset("And Or Xor Not Equal Less LessOrEqual Greater GreaterOrEqual IsNaN IsInf".split())
 
 
 class Walk:
@@ -47,12 +49,14 @@ class Walk:
 
     def run(self) -> None:
         graph = self.model.graph
+        if self._opset() < OLDEST_OPSET:
+            raise ValueError(f"operators are known from opset {OLDEST_OPSET} on, this model has {self._opset()}")
         for value in graph.inputs:
             # An initializer that is also an input can be overridden: it is an input, not a constant.
-            kind = self.kind_of_dtype(value.dtype)
-            self.values[value.name or ""] = form_of(
-                self.atom(("input", value.name, kind), self._declared(value) or (), kind)
-            )
+            kind, shape = self.kind_of_dtype(value.dtype), self._declared(value)
+            if shape is None:
+                raise ValueError(f"the shape of input {value.name} is not known")
+            self.values[value.name or ""] = form_of(self.atom(("input", value.name, kind), shape, kind))
         for name, value in graph.initializers.items():
             if name not in self.values and value.const_value is not None:
                 self.values[name] = Stored(self.side, name, value.const_value)
@@ -84,7 +88,7 @@ class Walk:
 
     def _assign(self, node: ir.Node, results: Sequence[Value]) -> None:
         for output, result in zip(node.outputs, results):
-            if output.name:
+            if output.name and result is not None:
                 self.values[output.name] = result
 
     def _partner_number(self, node: ir.Node) -> int | None:
@@ -94,7 +98,7 @@ class Walk:
         for value in node.inputs:
             namesake = self.partner.values.get(value.name or "") if value is not None else None
             if isinstance(namesake, Form):
-                return self.table._numbers.get(namesake.key)
+                return self.table.known(namesake)
         return None
 
     # ── What rules use ──────────────────────────────────────────────────────────────────────────────────────────
@@ -148,6 +152,8 @@ class Walk:
     def opaque_key(self, domain: str, name: str, attributes: dict[str, Any], operands: list[Any]) -> tuple[Any, ...]:
         if domain == "" and "version" not in attributes:
             attributes = {"version": onnx.defs.get_schema(name, self._opset(), "").since_version, **attributes}
+        if domain:
+            attributes = {**attributes, "opset": self.model.opset_imports.get(domain)}
         return ("operator", domain, name, tuple(sorted(attributes.items())), tuple(operands), 0)
 
     def mapped(self, form: Form, axis: int, factor: Factor) -> Form:
@@ -173,9 +179,25 @@ class Walk:
 
     def number(self, constant: Constant) -> Scalar:
         """A constant of one element as a number."""
+        value = constant.whole().reshape(-1)[0]
+        return Scalar(float(value), *self._written(constant))
+
+    def reciprocal(self, constant: Constant) -> Scalar:
+        """One over a constant of one element."""
+        return Scalar(1.0 / float(constant.whole().reshape(-1)[0]), *self._written(constant))
+
+    def _written(self, constant: Constant) -> tuple[tuple[str, ...], float]:
+        """Who wrote a number down, and with which relative spacing; nobody, if it was computed."""
         origin = constant.stored
-        names = frozenset({origin.name}) if origin is not None and origin.side == "rewritten" else frozenset()
-        return Scalar(float(constant.whole().reshape(-1)[0]), names)
+        if origin is None or origin.side != "rewritten" or constant.kind != "f":
+            return (), 0.0
+        return (origin.name,), spacing_of_one(constant.raw((slice(0, 1),) * len(constant.shape)))
+
+    def attribute(self, node: ir.Node, name: str, default: float) -> Scalar:
+        """A floating-point attribute as a number: a float32 constant of the one node that has it."""
+        value = float(np.float32(node.attributes[name].value if name in node.attributes else default))
+        written = self.side == "rewritten" and name in node.attributes
+        return Scalar(value, (f"{self.node}.{name}",) if written else (), SINGLE_ULP if written else 0.0)
 
     def computed(self, values: np.ndarray, used: Iterable[Constant]) -> Array:
         """A constant that was computed from others, which must then be exactly as they are."""
@@ -198,7 +220,8 @@ class Walk:
     @staticmethod
     def kind_of_dtype(dtype: ir.DataType | int | None) -> str:
         dtype = ir.DataType(dtype) if dtype is not None else ir.DataType.UNDEFINED
-        if dtype.is_floating_point():
+        # A cast to fewer than 16 bits is a quantization, not a rounding.
+        if dtype.is_floating_point() and dtype.bitwidth >= 16:
             return "f"
         return "b" if dtype == ir.DataType.BOOL else dtype.name.lower()
 
@@ -207,8 +230,7 @@ class Walk:
     def _constant_form(self, constant: Constant) -> Form:
         shape = tuple(Dim.of(n) for n in constant.shape)
         if constant.kind != "f":
-            kind = "b" if constant.kind == "b" else "int64"
-            return form_of(self.atom(self.table.constant_number(constant, self.node), shape, kind))
+            return form_of(self.atom(self.table.constant_number(constant, self.node), shape, constant.type))
         one = self.table.atom(("one",), (ONE,), "f", "", "original")
         blank: tuple[forms.Axis, ...] = ((),) * len(shape)
         if constant.size == 1:
@@ -233,14 +255,16 @@ class Walk:
         return Form(shape, (Term(eye, View(tuple(axes)), 1, (chain,)),))
 
     def _constant_node(self, node: ir.Node) -> Value:
-        for name, attribute in node.attributes.items():
-            if name == "value":
-                return Array(_real(attribute.value.numpy()))
-            if name in ("value_float", "value_floats"):
-                return Array(np.asarray(np.float32(attribute.value), np.float64))
-            if name in ("value_int", "value_ints"):
-                return Array(np.asarray(attribute.value, np.int64))
-        return self._opaque(node, [])[0]
+        # Its name is its output's, which no initializer has: it is a shipped constant like any other.
+        name = node.outputs[0].name or ""
+        for kind, attribute in node.attributes.items():
+            if kind == "value":
+                return Stored(self.side, name, attribute.value)
+            if kind in ("value_float", "value_floats"):
+                return Stored(self.side, name, ir.tensor(np.asarray(attribute.value, np.float32)))
+            if kind in ("value_int", "value_ints"):
+                return Stored(self.side, name, ir.tensor(np.asarray(attribute.value, np.int64)))
+        raise ValueError("the constant is no tensor of numbers")
 
     def _folded(self, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value] | None:
         """An operator on small constants, evaluated by ONNX's own reference in float64."""
@@ -257,7 +281,8 @@ class Walk:
         return [Array(_real(np.asarray(result))) for result in results]
 
     def _opset(self) -> int:
-        return self.model.opset_imports.get("", 23)
+        imports = self.model.opset_imports
+        return imports.get("", imports.get("ai.onnx", 23))
 
     # ── Opaque operators ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -269,24 +294,26 @@ class Walk:
             keys.pop()
         if domain == "" and node.op_type in COMMUTATIVE:
             keys.sort(key=repr)
-        if attributes is None or node.op_type in RANDOM:
+        local = (node.domain, node.op_type, node.overload) in self.model.functions
+        if attributes is None or node.op_type in RANDOM or local:
             # Equal to nothing, not even to itself in the other graph.
             self._unique += 1
             attributes = {"unique": (self.side, self._unique)}
-        results: list[Value] = []
+        results: list[Value | None] = []
         base = self.opaque_key(domain, node.op_type, attributes, keys)
         for index, output in enumerate(node.outputs):
             shape = self._result_shape(node, operands, output, index)
-            kind = "b" if domain == "" and node.op_type in BOOLEAN else self._result_kind(node, output, operands)
+            kind = self._result_kind(node, index, operands)
             key = (*base[:-1], index)
             known = self.table.atoms.get(key)
             if shape is None and known is None:
                 if not output.uses() and not output.is_graph_output():
+                    results.append(None)
                     continue
                 raise ValueError(f"the shape of what {node.op_type} gives is not known")
             shape = known.shape if known is not None else shape or ()
             results.append(form_of(self.atom(key, shape, kind)))
-        return results
+        return results  # type: ignore[return-value]
 
     def _attributes(self, node: ir.Node, domain: str) -> dict[str, Any] | None:
         """Attributes with the operator's defaults filled in, and the version of its meaning; None for subgraphs."""
@@ -305,7 +332,9 @@ class Walk:
                 return None
             value = attribute.value
             result[name] = Array(value.numpy()).digest if isinstance(value, ir.TensorProtocol) else _plain(value)
-        if isinstance(result.get("axis"), int) and node.inputs and node.inputs[0] is not None:
+        # OneHot counts the axes of its result.
+        counted = domain == "" and node.op_type != "OneHot" and isinstance(result.get("axis"), int)
+        if counted and node.inputs and node.inputs[0] is not None:
             rank = len(self.shape(self.values.get(node.inputs[0].name or "")))
             result["axis"] = result["axis"] % rank - rank if rank else result["axis"]
         return result
@@ -318,15 +347,27 @@ class Walk:
             shape = result_shape(node, operands, shapes, [integers(operand) for operand in operands])
             if shape is not None:
                 return shape
-        return self._declared(output)
+        # What the rewritten model declares is never evidence.
+        return self._declared(output) if self.side == "original" else None
 
-    def _result_kind(self, node: ir.Node, output: ir.Value, operands: Sequence[Value | None]) -> str:
+    def _result_kind(self, node: ir.Node, index: int, operands: Sequence[Value | None]) -> str:
+        """The kind of a result by the operator's signature, else as the original declares it; a name of its own if not."""
         if node.op_type == "Cast":
             return self.kind_of_dtype(node.attributes["to"].value)
-        if output.dtype is not None:
+        if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
+            schema = onnx.defs.get_schema(node.op_type, self._opset(), "")
+            wanted = schema.outputs[min(index, len(schema.outputs) - 1)].type_str
+            for position, operand in enumerate(operands):
+                given = schema.inputs[min(position, len(schema.inputs) - 1)]
+                if operand is not None and given.type_str == wanted and given.is_homogeneous:
+                    return self.form(operand).kind
+            allowed = next((c.allowed_type_strs for c in schema.type_constraints if c.type_param_str == wanted), [wanted])
+            if len(allowed) == 1 and allowed[0] in ("tensor(bool)", "tensor(int64)"):
+                return "b" if allowed[0] == "tensor(bool)" else "int64"
+        output = node.outputs[index]
+        if self.side == "original" and output.dtype is not None:
             return self.kind_of_dtype(output.dtype)
-        chosen = operands[1] if node.op_type == "Where" else operands[0] if operands else None
-        return self.form(chosen).kind if chosen is not None else "f"
+        return "unknown"
 
     # ── Declared shapes ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -352,7 +393,7 @@ class Walk:
         for axis, size in enumerate(value.shape):
             if isinstance(size, int):
                 sizes.append(Dim.of(size))
-            elif size.value is None:
+            elif not size.value:
                 sizes.append(opaque("size", value.name, axis))
             else:
                 sizes.append(parse(self._dimensions.get(str(size.value), str(size.value))))
@@ -380,7 +421,9 @@ def _keeps_constants(node: ir.Node) -> bool:
 
 def _real(array: np.ndarray) -> np.ndarray:
     """Floating-point numbers of any type as float64; other types as they are."""
-    return array if array.dtype.kind in "biu" else array.astype(np.float64)
+    if array.dtype.kind in "OUSc":
+        raise ValueError(f"values of type {array.dtype} are not real numbers")
+    return array if Array(array).type != "f" else array.astype(np.float64)
 
 
 def _plain(value: Any) -> Any:

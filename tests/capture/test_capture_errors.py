@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from families import FAMILIES
 
 import rewrite
 from rewrite.capture import check_finite
 from rewrite.errors import CheckpointError, RewriteError, SourceError, UnsafeSourceError
 
-Checkpoint = Callable[[str], Path]
+
+@pytest.fixture(scope="module")
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of one layer: most tests export it."""
+    folder = tmp_path_factory.mktemp("undamaged")
+    model, _ = FAMILIES["gpt2"]()
+    model.transformer.h = model.transformer.h[:1]
+    model.config.n_layer = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
-def folder(family_checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """A copy of a checkpoint that a test may damage."""
-    return Path(shutil.copytree(family_checkpoint("gpt2"), tmp_path / "checkpoint"))
+def folder(undamaged: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint that a test may damage."""
+    return Path(shutil.copytree(undamaged, tmp_path / "checkpoint"))
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -65,8 +78,8 @@ def _edit_config(folder: Path, **changes: object) -> None:
 def test_shards_are_read_like_one_file(folder: Path) -> None:
     _shard(folder, _tensors(folder))
     program = rewrite.capture(folder)
-    weight = program.model.graph.initializers["transformer.h.1.mlp.c_fc.weight"].const_value
-    assert np.array_equal(weight.numpy(), _tensors_of_shards(folder)["transformer.h.1.mlp.c_fc.weight"])
+    weight = program.model.graph.initializers["transformer.h.0.mlp.c_fc.weight"].const_value
+    assert np.array_equal(weight.numpy(), _tensors_of_shards(folder)["transformer.h.0.mlp.c_fc.weight"])
 
 
 def _tensors_of_shards(folder: Path) -> dict[str, np.ndarray]:
@@ -112,9 +125,9 @@ def test_file_of_another_kind(folder: Path) -> None:
 
 def test_missing_tensor(folder: Path) -> None:
     tensors = _tensors(folder)
-    del tensors["transformer.h.1.ln_2.bias"]
+    del tensors["transformer.h.0.ln_2.bias"]
     _write(folder, tensors)
-    _refused(folder, CheckpointError, "transformer.h.1.ln_2.bias", "missing")
+    _refused(folder, CheckpointError, "transformer.h.0.ln_2.bias", "missing")
 
 
 def test_tensor_of_another_shape(folder: Path) -> None:

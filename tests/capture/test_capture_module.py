@@ -69,6 +69,17 @@ def test_batch_of_one_stays_dynamic() -> None:
     assert program.model.graph.outputs[0].shape == ir.Shape(["batch", 3])
 
 
+def test_axis_that_the_model_fixes_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Fixed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.arange(3.0)[:, None] if x.shape[0] == 3 else x
+
+    program = rewrite.capture(Fixed(), (torch.zeros(3, 4),))
+    assert program.inputs[0].shape == (3, 4)
+    assert program.model.metadata_props["rewrite.fixed.batch"] == "3"
+    assert "the model fixes its batch at 3" in caplog.text
+
+
 def test_dtype_of_choice_leaves_the_module_alone() -> None:
     module = torch.nn.Linear(4, 3)
     program = rewrite.capture(module, (torch.zeros(2, 4),), dtype=torch.float64)

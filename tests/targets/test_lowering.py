@@ -197,6 +197,14 @@ def test_bfloat16_is_refused_on_the_cpu_and_not_on_cuda() -> None:
     OrtCuda().lower(Program.captured(model))
 
 
+def test_another_dtype_than_the_captured_is_asked_of_the_capture(family_program) -> None:
+    program = family_program("gpt2")
+    with pytest.raises(RequestError, match="float32, not float16") as raised:
+        OrtCpu().lower(program, dtype="float16")
+    assert "capture with dtype='float16'" in str(raised.value)
+    OrtCpu().lower(program, dtype="float32")
+
+
 def test_an_opset_the_runtime_does_not_know_is_refused() -> None:
     model = ir.from_onnx_text('<ir_version: 10, opset_import: ["" : 27]> g (float[2] x) => (float[2] y) { y = Neg(x) }')
     with pytest.raises(UnsupportedOperatorError, match="opset 27"):
