@@ -46,6 +46,7 @@ from typing import Any
 import onnx_ir as ir
 
 from rewrite.targets.attention_layout import lay_out_attention
+from rewrite.targets.gelu import raise_gelu
 from rewrite.targets.projections import unpack_projections
 from rewrite.targets.target import MOVES, Target
 
@@ -61,7 +62,7 @@ class OrtCpu(Target):
     name = "ort-cpu"
     device = "cpu"
     dtypes = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
-    steps = (unpack_projections, lay_out_attention)
+    steps = (raise_gelu, unpack_projections, lay_out_attention)
 
     def lacks(self, dtype: ir.DataType, node: ir.Node) -> bool:
         if dtype == ir.DataType.BFLOAT16:

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rewrite.targets.gelu import raise_gelu
 from rewrite.targets.target import Target
 
 
@@ -20,7 +21,7 @@ class OrtCuda(Target):
     name = "ort-cuda"
     device = "cuda"
     dtypes = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-    steps = ()
+    steps = (raise_gelu,)
 
     def lacks(self, dtype: ir.DataType, node: ir.Node) -> bool:
         return dtype not in self.dtypes

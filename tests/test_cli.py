@@ -18,14 +18,14 @@ import pytest
 PRE_LN = """
 <ir_version: 10, opset_import: ["" : 23]>
 block (int64[batch, sequence] ids) => (float[batch, sequence, 7] y)
-<float[11, 8] table, float[8] gamma, float[8] beta, float[8, 8] up, float[8] bias, float[8, 7] head>
 {
     x = Gather (table, ids)
     n = LayerNormalization <axis = -1> (x, gamma, beta)
     u = MatMul (n, up)
-    b = Add (u, bias)
-    r = Relu (b)
-    s = Add (x, r)
+    r = Relu (u)
+    w = MatMul (r, down)
+    b = Add (w, bias)
+    s = Add (x, b)
     m = LayerNormalization <axis = -1> (s, gamma, beta)
     y = MatMul (m, head)
 }
@@ -35,11 +35,10 @@ block (int64[batch, sequence] ids) => (float[batch, sequence, 7] y)
 def small_model(path: Path, **changed: np.ndarray) -> Path:
     """A Pre-LN block of which every norm can go, as a file."""
     rng = np.random.default_rng(0)
-    shapes = {"table": (11, 8), "gamma": (8,), "beta": (8,), "up": (8, 8), "bias": (8,), "head": (8, 7)}
+    shapes = {"table": (11, 8), "gamma": (8,), "beta": (8,), "up": (8, 16), "down": (16, 8)}
+    shapes |= {"bias": (8,), "head": (8, 7)}
     model = onnx.parser.parse_model(PRE_LN)
     weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} | changed
-    model.graph.initializer.clear() if hasattr(model.graph.initializer, "clear") else None
-    del model.graph.initializer[:]
     for name, array in weights.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     onnx.save(model, path)

@@ -2,18 +2,17 @@
 
     Gemm → MatMul + Add            reshapes to two axes around a linear map → gone
     Transpose(weight) → weight     Pow/ReduceMean/Sqrt/… → RMSNormalization, LayerNormalization
-    Constant → initializer         0.5·x·(1 + tanh …) → Gelu,   repeated keys and values → grouped Attention
+    Constant → initializer         max(x, 0) → Relu,   repeated keys and values → grouped Attention
     Identity, no-op Cast, Slice, Expand, Reshape, Transpose and Dropout in inference → gone
 
 All of it is inside the proof: the checker relates the raw capture to the result, so every step here is equal over the
-reals, or equal for constants within an ulp of the stored ones (`canonicalize_activations`). A step that cannot see that
-its condition holds leaves the graph as it is. Only operators of the model's own opset are used: norms are raised to
-RMSNormalization from opset 23, LayerNormalization from 17, Gelu from 20.
+reals. A step that cannot see that its condition holds leaves the graph as it is. Only operators of the model's own
+opset are used: norms are raised to RMSNormalization from opset 23, LayerNormalization from 17.
 """
 
 from __future__ import annotations
 
-from rewrite.capture.canonicalize_activations import raise_activations
+from rewrite.capture.canonicalize_activations import raise_relu
 from rewrite.capture.canonicalize_attention import group_repeated_heads
 from rewrite.capture.canonicalize_linear import fold_transposes, split_gemms, undo_flattening
 from rewrite.capture.canonicalize_norms import raise_norms
@@ -40,7 +39,7 @@ STEPS = (
     fold_transposes,
     fold_vectors,
     raise_norms,
-    raise_activations,
+    raise_relu,
     group_repeated_heads,
     remove_no_ops,
     Editor.dedupe,
