@@ -47,6 +47,7 @@ def convert(
     """Convert SOURCE and write model, certificate and report into OUT."""
     from rewrite import pipeline
     from rewrite.errors import RequestError
+    from rewrite.report import print_report
 
     if to != "onnx":
         raise RequestError(f"cannot write {to!r}", where="--to", remedy="only onnx is written")
@@ -66,7 +67,10 @@ def convert(
     idle = [name for name in passes or () if not any(row.pass_name == name for row in report.applied)]
     for name in idle:
         print(f"warning: {name} applied nowhere", file=sys.stderr)
-    show(json.loads(report.to_json()) if as_json else None, report)
+    if as_json:
+        print(report.to_json())
+    else:
+        print_report(report)
     proved = report.verdict.startswith(("EQUAL", "BITWISE"))
     raise typer.Exit(0 if proved and report.numerical in ("", "within noise") and not (strict and idle) else 1)
 
@@ -96,7 +100,7 @@ def explain(source: Source, passes: Names = None, as_json: AsJson = False) -> No
     """Say for every site of every pass whether it applies, and what is in the way where it does not."""
     from rewrite import pipeline
     from rewrite.recipes import passes_of
-    from rewrite.report.terminal import print_outcomes
+    from rewrite.report import SiteRow, print_sites
 
     with progress() as tell:
         tell("capture and passes")
@@ -104,7 +108,7 @@ def explain(source: Source, passes: Names = None, as_json: AsJson = False) -> No
     if as_json:
         show([outcome.to_json() for outcome in outcomes], None)
     else:
-        print_outcomes([outcome.to_json() for outcome in outcomes])
+        print_sites([SiteRow.of(outcome.to_json()) for outcome in outcomes])
 
 
 @app.command()
@@ -194,12 +198,10 @@ def progress() -> Iterator[Callable[[str], None]]:
 def main() -> NoReturn:
     """Entry point: errors of ours are one line and exit code 2."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except RewriteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -211,7 +213,7 @@ def main() -> NoReturn:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def evaluate(node: ir.Node, constants: Constants) -> ir.Value | None:
 
 def _exact(before: np.ndarray | None, after: np.ndarray) -> bool:
     if before is None:
-        return None
+        return False
     with np.errstate(all="ignore"):
         return bool(np.array_equal(after.astype(before.dtype), before))
 

@@ -326,5 +326,6 @@ def infer_missing_shapes(model: ir.Model) -> None:
 
 def _named(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
     """A dimension that inference invented a name for is unknown."""
-    unnamed = isinstance(dim, ir.SymbolicDim) and (dim.value or "").startswith("unk__")
-    return ir.SymbolicDim(None) if unnamed else dim
+    if not isinstance(dim, int) and (dim.value or "").startswith("unk__"):
+        return ir.SymbolicDim(None)
+    return dim

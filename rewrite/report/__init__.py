@@ -6,6 +6,6 @@ and what was measured in the words the proof and the check used, and computes no
 
 from rewrite.report.html import to_html
 from rewrite.report.report import LayerRow, OutputRow, Report, SiteRow, Sizes
-from rewrite.report.terminal import print_report, to_text
+from rewrite.report.terminal import print_report, print_sites, to_text
 
-__all__ = ["LayerRow", "OutputRow", "Report", "SiteRow", "Sizes", "print_report", "to_html", "to_text"]
+__all__ = ["LayerRow", "OutputRow", "Report", "SiteRow", "Sizes", "print_report", "print_sites", "to_html", "to_text"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rewrite.report import words
-from rewrite.report.report import Report
+from rewrite.report.report import APPLIED, Report, SiteRow
 
 _STYLES = {words.GOOD: "green", words.CAUTION: "yellow", words.BAD: "red"}
 
@@ -26,6 +27,18 @@ def to_text(report: Report, width: int = 100) -> str:
     stream = io.StringIO()
     print_report(report, Console(file=stream, width=width, color_system=None, force_terminal=False))
     return stream.getvalue().rstrip()
+
+
+def print_sites(sites: Sequence[SiteRow], console: Console | None = None) -> None:
+    """One row a site: what a pass does there, or the requirement in the way, at which node, and why."""
+    table = _table("", "pass", "site", "answer", "reason", "where")
+    for row in sites:
+        applied = row.outcome == APPLIED
+        answer = Text("applies", style="green") if applied else Text(f"{row.requirement} {row.text}", style="yellow")
+        reason = words.joined(row.notes) if applied else row.reason
+        where = "" if applied else f"{row.operator} {row.node}".strip()
+        table.add_row(row.pass_name, escape(row.site), answer, escape(reason), escape(where))
+    (console or Console()).print(table if sites else Text("no pass has a site here"))
 
 
 def render(report: Report) -> RenderableType:
@@ -56,7 +69,7 @@ def _banner(report: Report) -> RenderableType:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
     for column in columns:
-        left = column in ("pass", "site", "requirement", "reason", "output", "verdict", "where", "inputs")
+        left = column in ("pass", "site", "answer", "requirement", "reason", "output", "verdict", "where", "inputs")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     return table
 

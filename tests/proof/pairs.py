@@ -28,8 +28,10 @@ def parsed(text: str, weights: Weights | None = None, *, opset: int = 23) -> onn
     return proto
 
 
-def model(text: str, weights: Weights | None = None, *, opset: int = 23) -> ir.Model:
-    return ir.from_proto(parsed(text, weights, opset=opset))
+def model(text: str, weights: Weights | None = None, *, opset: int = 23, declared: bool = False) -> ir.Model:
+    """`declared`: with the types and shapes that ONNX infers for the values between."""
+    proto = parsed(text, weights, opset=opset)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True) if declared else proto)
 
 
 def feed(given: ir.Model, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, np.ndarray]:

@@ -55,9 +55,11 @@ class Call:
         return default if attribute is None else attribute.value
 
     def real(self, name: str, default: float | None = None) -> Any:
-        """A float attribute, rounded to float32 as the file format does."""
-        value = self.attribute(name, default)
-        return value if value is None or self.exact_attributes else float(np.float32(value))
+        """A float attribute, rounded to float32 as the file format does; a default is a float32 number in any case."""
+        value = self.attribute(name)
+        if value is None:
+            return default if default is None else float(np.float32(default))
+        return value if self.exact_attributes else float(np.float32(value))
 
     def wants(self, index: int) -> bool:
         """Whether output `index` is named, so that somebody may read it."""
