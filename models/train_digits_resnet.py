@@ -17,6 +17,7 @@ if __name__ == "__main__":
             depths=[3, 1],
             layer_type="basic",
             num_labels=10,
+            image_size=8,
         )
     )
     train(

@@ -105,7 +105,9 @@ class FoldScale(Pass[Factor]):
             value, factor, axis = operands
             region = grow(value, axis, DIAGONAL, origin=node)
             writers = tuple(use.node for use in region.constants if is_operator(use.node, *WRITERS))
-            if writers:
+            # A number beside other arithmetic on the same value is part of an activation written out, and no site.
+            activation = _is_number(factor) and region.met(Cause.OPERATOR) is not None
+            if writers and not activation:
                 nodes = tuple(dict.fromkeys((*writers, node)))
                 yield Factor(node.outputs[0].name or "", nodes, node, value, factor, region)
 
@@ -122,6 +124,11 @@ class FoldScale(Pass[Factor]):
             if value is not site.value:
                 change.rename(value, "scaled")
         change.editor.take_over(site.product.outputs[0], site.value)
+
+
+def _is_number(factor: ir.Value) -> bool:
+    """Whether the factor is one number, the same for every channel."""
+    return all(size == 1 for size in shape_of(factor) or ())
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, int] | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 KINDS = ("token_ids", "attention_mask", "position_ids", "token_type_ids", "image", "number")
@@ -50,6 +51,7 @@ class Program:
     @classmethod
     def captured(cls, model: ir.Model, source: str = "") -> Program:
         """A fresh program: nothing rewritten yet."""
+        _round_attributes(model)
         return cls(model=model.clone(), original=model, source=source)
 
     @property
@@ -73,6 +75,16 @@ class Program:
         inputs = ", ".join(f"{i.name}: {i.dtype.name.lower()}[{', '.join(map(str, i.shape))}]" for i in self.inputs)
         outputs = ", ".join(value.name or "" for value in self.model.graph.outputs)
         return f"Program({inputs} -> {outputs}; {nodes} nodes, {parameter_count(self.model):,} parameters)"
+
+
+def _round_attributes(model: ir.Model) -> None:
+    """Make floating-point attributes the float32 numbers that a saved file holds: ε is 9.99999974737875e-06, not 1e-5."""
+    for node in model.graph.all_nodes():
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.FLOAT:
+                stored = float(np.float32(attribute.as_float()))
+                if stored != attribute.as_float():
+                    node.attributes[name] = ir.AttrFloat32(name, stored)
 
 
 def signature(model: ir.Model) -> tuple[Input, ...]:
