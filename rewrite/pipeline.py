@@ -350,7 +350,7 @@ def verify(original: Any, rewritten: Any, certificate: str | Path | None = None)
             if content_digest(model) != written[what]:
                 reason = f"the certificate is of another {what} model"
                 proof.verdict = Verdict("UNKNOWN", node=what, reason=reason)
-    if proof.verdict.holds and content_digest(first) == content_digest(second):
+    elif proof.verdict.holds and proof.verdict.ulps == 0.0 and content_digest(first) == content_digest(second):
         proof.verdict = Verdict("BITWISE")
     if proof.verdict.kind != "UNKNOWN" or (proof.outputs and all(v.holds for v in proof.outputs.values())):
         return Verification(proof, written)

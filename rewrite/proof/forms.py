@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from rewrite.proof.dimensions import ONE, Dim, Shape, alike, broadcast, product
-from rewrite.proof.linear import Chain, Centre, Diagonal, Factor, Matrix, Mean, Scalar, Spread
+from rewrite.proof.linear import Centre, Chain, Diagonal, Factor, Matrix, Mean, Scalar, Spread
 
 # ── Views ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -205,6 +205,15 @@ class Term:
 IDENTITY = (Chain(),)
 
 
+def cancelled(atom: Atom, view: View) -> list[Term]:
+    """What is left of a value whose maps cancel: nothing, as long as the value itself is one of the original's.
+
+    A value that only the rewritten graph computes may be undefined where the original is not (√x − √x below 0), so it
+    stays, times 0.
+    """
+    return [Term(atom, view, None, (Chain((Scalar(0.0),)),))] if atom.side == "rewritten" else []
+
+
 @dataclass(frozen=True)
 class Form:
     """A sum of terms of the same `shape`; no terms is zero. `kind` is 'f', 'i' or 'b'."""
@@ -283,7 +292,7 @@ def _merge(group: Sequence[Term], axis: int | None) -> list[Term]:
             chains.append(scaled)
     chains = _read_centring(chains)
     if not chains:
-        return []
+        return cancelled(group[0].atom, group[0].view)
     if all(not chain.body for chain in chains):
         axis = None
     return [Term(group[0].atom, group[0].view, axis, tuple(sorted(chains, key=lambda chain: chain.order)))]
@@ -354,8 +363,7 @@ def scaled(form: Form, scalar: Scalar) -> Form:
     terms = []
     for term in form.terms:
         chains = tuple(new for chain in term.chains if (new := chain.scaled(scalar)) is not None)
-        if chains:
-            terms.append(Term(term.atom, term.view, term.axis, chains))
+        terms += [Term(term.atom, term.view, term.axis, chains)] if chains else cancelled(term.atom, term.view)
     return collect(form.shape, terms, form.kind)
 
 
@@ -377,6 +385,7 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
         if not elements:
             # Constant along the axis: 1ᵀ·factor. Centring kills it; a number's own axis becomes the mapped one.
             if isinstance(factor, Centre):
+                terms += cancelled(term.atom, term.view)
                 continue
             if isinstance(factor, Mean):
                 terms.append(term)
@@ -392,6 +401,8 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
         if atom_axis is None or term.axis not in (None, atom_axis):
             return None
         new = term.mapped(axis, factor, atom_axis, Dim.of(size_out))
+        if new is None and term.atom.side == "rewritten":
+            return None
         if new is not None:
             terms.append(new)
     shape = (*form.shape[:axis], Dim.of(size_out), *form.shape[axis + 1 :])

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain as chain_iterables
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,9 @@ from rewrite.proof.constants import Array, Constant, Region, Sliced, Stored, per
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
+
+READ_ELEMENTS, CACHED_ELEMENTS = 1 << 20, 1 << 15
+"""Entries read from a file at a time, and entries computed with at a time (256 KiB of float64)."""
 
 SINGLE_ULP = 2.0**-23
 """Relative spacing of float32, in which attributes and an operator's defining constants are written out."""
@@ -398,7 +403,7 @@ class Comparer:
             else:
                 used.add(index)
                 total = total + outcome  # type: ignore[operator]
-        rest = [chain for index, chain in enumerate(original) if index not in used]
+        rest = [c for index, c in enumerate(original) if index not in used and c.scalar.value != 0.0]
         if not left and not rest:
             return total
         if len(left) == 1 and len(rest) == 1:
@@ -493,7 +498,7 @@ def _cancel_scalars(ours: Scalar, theirs: Scalar) -> Match | None:
 
 
 def compare_scalars(ours: Scalar, theirs: Scalar) -> Outcome:
-    """Numbers that are equal, or within an ulp of what wrote ours down; only one that is written once can be adjusted."""
+    """Numbers that are equal, or within an ulp of what wrote ours down; only one written once can be adjusted."""
     if ours.value == theirs.value:
         return Match(0.0, shipped((ours,)))
     distance = abs(ours.value - theirs.value)
@@ -528,39 +533,21 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     place = adjustable(rewritten)
     if place is None and rewritten and not all(_is_zero(chain) for chain in rewritten):
         return Mismatch("no shipped constant can be adjusted to make the maps equal")
-    worst, where, reported = 0.0, (0, 0), 0.0
-    step = max(1, (1 << 20) // max(1, every[0].sizes()[1] or 1))
-    for start in range(0, size, step):
-        taken = slice(start, min(start + step, size))
-        target = _sum_rows(original, taken, size)
-        actual = _sum_rows(rewritten, taken, size)
-        if target is None:
-            target = exact(np.zeros_like(actual.value)) if actual is not None else exact(np.zeros((1, 1)))
-        if actual is None:
-            actual = exact(np.zeros_like(target.value))
-        if target.value.shape != actual.value.shape:
-            return Mismatch(f"maps of shapes {actual.value.shape} and {target.value.shape}")
-        distance = np.abs(actual.value - target.value)
-        bound = UNIT * (target.error + actual.error)
-        if place is None:
-            unit, epsilon = np.zeros_like(distance), 0.0
-            if np.any(target.error > 0) or np.any(distance > 0):
-                return Mismatch("a constant of the original has no counterpart", float("inf"))
-        else:
-            unit = sensitivity(rewritten, place, taken, size)
-            epsilon = place.epsilon
-        with np.errstate(divide="ignore", invalid="ignore"):
-            excess = np.where(distance <= bound, 0.0, (distance - bound) / unit)
-            ratio = np.where(distance + bound == 0.0, 0.0, (distance + bound) / np.maximum(unit, largest_unit(target.largest, epsilon)))
-        at = np.unravel_index(int(np.argmax(excess)), excess.shape)
-        if not (np.isfinite(distance).all() and np.isfinite(bound).all()):
-            return Mismatch("a constant is not finite", float("inf"))
-        if excess[at] > worst:
-            worst, where = float(excess[at]), (start + int(at[0]), int(at[1]))
-        reported = max(reported, float(ratio.max(initial=0.0)))
-        if worst > 1.0:
-            name = place.constant.stored.name if place and place.constant.stored else "a constant"
-            return Mismatch(f"{name} is {worst:.3g} ulp off at {where}", worst)
+    width = max(1, every[0].sizes()[1] or 1)
+    step = max(1, READ_ELEMENTS // width)
+    windows = [slice(start, min(start + step, size)) for start in range(0, size, step)]
+    reported = 0.0
+
+    def compared(taken: slice) -> float | Mismatch:
+        return _compare_rows(_resident(rewritten, taken), _resident(original, taken), place, taken, size, width)
+
+    # The first window alone: most maps that differ do so at once, and are not worth a second thread.
+    with ThreadPoolExecutor(2) as pool:
+        for found in chain_iterables((compared(windows[0]),), pool.map(compared, windows[1:])):
+            if isinstance(found, Mismatch):
+                pool.shutdown(wait=True, cancel_futures=True)
+                return found
+            reported = max(reported, found)
     if reported > 1.0:
         return Mismatch(f"float64 cannot decide: the bound is {reported:.3g} ulp", reported)
     if place is None:
@@ -576,6 +563,92 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     stored = place.constant.stored
     demand = Demand(stored.name if stored else "", place.constant.key, value)
     return Match(reported, shipped(others) | {demand})
+
+
+def _compare_rows(
+    rewritten: Sequence[Chain],
+    original: Sequence[Chain],
+    place: Adjustable | None,
+    taken: slice,
+    size: int,
+    width: int,
+) -> float | Mismatch:
+    """The largest distance in ulps over the rows `taken`, or why the maps differ; in steps that stay in the cache."""
+    reported = 0.0
+    step = max(1, CACHED_ELEMENTS // width)
+    for start in range(taken.start, taken.stop, step):
+        part = slice(start, min(start + step, taken.stop))
+        target, actual = _sum_rows(original, part, size), _sum_rows(rewritten, part, size)
+        if target is None:
+            target = exact(np.zeros_like(actual.value)) if actual is not None else exact(np.zeros((1, 1)))
+        if actual is None:
+            actual = exact(np.zeros_like(target.value))
+        if target.value.shape != actual.value.shape:
+            return Mismatch(f"maps of shapes {actual.value.shape} and {target.value.shape}")
+        distance = np.abs(actual.value - target.value)
+        bound = UNIT * (target.error + actual.error)
+        if not (np.isfinite(distance).all() and np.isfinite(bound).all()):
+            return Mismatch("a constant is not finite", float("inf"))
+        if place is None:
+            if np.any(target.error > 0) or np.any(distance > 0):
+                return Mismatch("a constant of the original has no counterpart", float("inf"))
+            continue
+        unit = sensitivity(rewritten, place, part, size)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            excess = np.where(distance <= bound, 0.0, (distance - bound) / unit)
+            unit = np.maximum(unit, largest_unit(target.largest, place.epsilon))
+            ratio = np.where(distance + bound == 0.0, 0.0, (distance + bound) / unit)
+        at = np.unravel_index(int(np.argmax(excess)), excess.shape)
+        if excess[at] > 1.0:
+            name = place.constant.stored.name if place.constant.stored else "a constant"
+            where = (start + int(at[0]), int(at[1]))
+            return Mismatch(f"{name} is {excess[at]:.3g} ulp off at {where}", float(excess[at]))
+        reported = max(reported, float(ratio.max(initial=0.0)))
+    return reported
+
+
+@dataclass(frozen=True, eq=False)
+class _Window(Constant):
+    """Rows of a constant held in memory while they are compared; asked for nothing but those rows."""
+
+    inner: Constant
+    start: int
+    values: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.shape
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.inner.key
+
+    @property
+    def stored(self) -> Stored | None:
+        return self.inner.stored
+
+    @property
+    def kind(self) -> str:
+        return self.inner.kind
+
+    def raw(self, region: Region) -> np.ndarray:
+        rows, columns = region
+        return self.values[rows.start - self.start : rows.stop - self.start, columns]
+
+
+def _resident(chains: Sequence[Chain], taken: slice) -> list[Chain]:
+    """`chains` with the rows `taken` of their first matrices read: once, however small the steps are."""
+    result = []
+    for chain in chains:
+        index = next((i for i, f in enumerate(chain.factors) if not isinstance(f, Scalar | Diagonal)), None)
+        factor = chain.factors[index] if index is not None else None
+        if isinstance(factor, Matrix) and index is not None:
+            constant = factor.constant
+            values = constant.raw((taken, slice(0, constant.shape[1])))
+            window = Matrix(_Window(constant, taken.start, values))
+            chain = Chain((*chain.factors[:index], window, *chain.factors[index + 1 :]))
+        result.append(chain)
+    return result
 
 
 def largest_unit(largest: np.ndarray, epsilon: float) -> np.ndarray:
@@ -604,7 +677,10 @@ def adjustable(chains: Sequence[Chain]) -> Adjustable | None:
             if constant.stored is None or constant.stored.side != "rewritten" or constant.kind != "f":
                 continue
             # A repetition behind the constant would hold one entry to several targets.
-            if not all(isinstance(f, Scalar | Diagonal) or (isinstance(f, Spread) and k < j) for k, f in enumerate(chain.factors) if k != j):
+            before, behind = chain.factors[:j], chain.factors[j + 1 :]
+            if not all(isinstance(f, Scalar | Diagonal | Spread) for f in before):
+                continue
+            if not all(isinstance(f, Scalar | Diagonal) for f in behind):
                 continue
             if best is None or constant.size > best.constant.size:
                 sample = constant.raw(tuple(slice(0, min(n, 1)) for n in constant.shape))
@@ -645,7 +721,7 @@ def sensitivity(chains: Sequence[Chain], place: Adjustable, taken: slice, size: 
     factors: list[Factor] = []
     for index, factor in enumerate(chains[place.chain].factors):
         if index == place.factor:
-            factors.append(replace(factor, constant=_Ulps(place.constant)))  # type: ignore[type-var]
+            factors.append(replace(factor, constant=_Ulps(factor.constant)))  # type: ignore[type-var]
         elif isinstance(factor, Scalar):
             factors.append(Scalar(abs(factor.value)))
         elif isinstance(factor, Diagonal):

@@ -2,7 +2,7 @@
 
 **The theorem.** Let W be the constants of the original, W′ those of the rewritten network as shipped. EQUAL(δ) says:
 there are constants Ŵ, one for each shipped constant W′ and within δ ulps of it in its storage dtype, such that for
-every input on which the original is finite
+every input on which the original is finite, whatever sizes of at least 1 its symbolic dimensions have,
 
     rewritten(Ŵ)(x) = original(W)(x)      over the real numbers.
 
@@ -19,7 +19,12 @@ are not the same expression of W are refused. This is what catches a tied embedd
 
 **Constants of an operator's definition** (√(2/π) in Gelu, 1/√d in attention, ε in a norm) are real numbers on the side
 where the operator stands, and float32 numbers where the definition was written out. The two are equal within 1 ulp of
-float32, counted in δ like any other constant.
+float32, counted in δ like any other constant. Numbers that nobody wrote (a count, the −1 of Sub, the 1 of no factor at
+all) are exact.
+
+**What is not claimed.** That the rewritten network runs wherever the original does: an operator whose result it does
+not use may still refuse its operands there. Casts between floating-point types of 16 bits and more are identities; to
+fewer bits they are quantizations. Operators mean what they mean from opset 13 on.
 
 **How it is proved.** Not by keeping a relation for each pair of values, as a change of basis is usually argued, but by
 one normal form (`forms.py`): every value of either graph is an affine expression over the results of nonlinear

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from rewrite.proof import forms, layouts, rotary
 from rewrite.proof.constants import Array, Constant, Stored, reshaped
-from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, parse
+from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
 from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Factor, Matrix, Mean, Scalar, Spread, spacing_of_one
 from rewrite.proof.rules import RULES, integers
@@ -351,7 +351,7 @@ class Walk:
         return self._declared(output) if self.side == "original" else None
 
     def _result_kind(self, node: ir.Node, index: int, operands: Sequence[Value | None]) -> str:
-        """The kind of a result by the operator's signature, else as the original declares it; a name of its own if not."""
+        """The kind of a result by the operator's signature, else as the original declares it."""
         if node.op_type == "Cast":
             return self.kind_of_dtype(node.attributes["to"].value)
         if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
@@ -361,7 +361,8 @@ class Walk:
                 given = schema.inputs[min(position, len(schema.inputs) - 1)]
                 if operand is not None and given.type_str == wanted and given.is_homogeneous:
                     return self.form(operand).kind
-            allowed = next((c.allowed_type_strs for c in schema.type_constraints if c.type_param_str == wanted), [wanted])
+            constraints = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+            allowed = constraints.get(wanted, [wanted])
             if len(allowed) == 1 and allowed[0] in ("tensor(bool)", "tensor(int64)"):
                 return "b" if allowed[0] == "tensor(bool)" else "int64"
         output = node.outputs[index]

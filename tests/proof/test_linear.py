@@ -98,8 +98,13 @@ def centred_weight(entry: float):
     centred[0, 1] = entry
     gamma = np.ones(3, np.float32)
     return (
-        model("(float[B,2] x) => (float[B,3] y) { a = MatMul(x, w) y = LayerNormalization(a, g) }", {"w": w, "g": gamma}),
-        model("(float[B,2] x) => (float[B,3] y) { a = MatMul(x, w) y = RMSNormalization(a, g) }", {"w": centred, "g": gamma}),
+        model(
+            "(float[B,2] x) => (float[B,3] y) { a = MatMul(x, w) y = LayerNormalization(a, g) }", {"w": w, "g": gamma}
+        ),
+        model(
+            "(float[B,2] x) => (float[B,3] y) { a = MatMul(x, w) y = RMSNormalization(a, g) }",
+            {"w": centred, "g": gamma},
+        ),
     )
 
 
@@ -116,7 +121,9 @@ def test_a_number_is_compared_in_its_own_ulps() -> None:
 
     def off(ulps: int) -> bool:
         other = nudged(np.float32([0.3]), ulps, (0,))
-        return prove(model(text.format("c"), {"c": np.float32([0.3])}), model(text.format("d"), {"d": other})).verdict.holds
+        return prove(
+            model(text.format("c"), {"c": np.float32([0.3])}), model(text.format("d"), {"d": other})
+        ).verdict.holds
 
     assert off(0)
     assert off(1)
@@ -210,11 +217,16 @@ def test_a_product_is_within_its_bound(kinds: list[str], seed: int) -> None:
     wanted = dense(Scalar(1.0))
     for part in factors:
         right = dense(part)
-        wanted = [[sum((a * right[k][j] for k, a in enumerate(row)), Fraction(0)) for j in range(SIZE)] for row in wanted]
+        wanted = [
+            [sum((a * right[k][j] for k, a in enumerate(row)), Fraction(0)) for j in range(SIZE)] for row in wanted
+        ]
     for i in range(SIZE):
         for j in range(SIZE):
             # The bound is itself computed in float64, a few roundings of its own.
-            assert abs(Fraction(float(block.value[i, j])) - wanted[i][j]) <= Fraction(float(block.error[i, j])) * Fraction(UNIT) * 2
+            assert (
+                abs(Fraction(float(block.value[i, j])) - wanted[i][j])
+                <= Fraction(float(block.error[i, j])) * Fraction(UNIT) * 2
+            )
 
 
 def test_chains_simplify_by_what_is_certain_only() -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a model a line
 """Every rule has an identity that it must prove and a wrong one that it must not; both are evaluated in float64."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a model a line
 """Pairs that compute different functions, each close to one that does not: the proof must not say EQUAL.
 
 Every pair is evaluated in float64 first; a pair without a witness fails as a test.
@@ -40,6 +41,21 @@ PAIRS = {
         "(float[B] x) => (float[B] y) { y = Identity(x) }",
         "(float[B] x) => (float[B] y) { r = Sqrt(x) y = Pow(r, two) }",
         constants(two=np.float32(2)),
+    ),
+    "a value that cancels must be defined": (
+        "(float[B] x) => (float[B] y) { y = Identity(x) }",
+        "(float[B] x) => (float[B] y) { r = Sqrt(x) d = Sub(r, r) y = Add(x, d) }",
+        {},
+    ),
+    "a value times zero must be defined": (
+        "(float[B] x) => (float[B] y) { y = Identity(x) }",
+        "(float[B] x) => (float[B] y) { r = Log(x) d = Mul(r, zero) y = Add(x, d) }",
+        constants(zero=np.float32(0)),
+    ),
+    "a value that centring removes must be defined": (
+        "(float[B,4] x) => (float[B,4] y) { y = LayerNormalization(x, g) }",
+        "(float[B,4] x) => (float[B,4] y) { m = ReduceMean(x, last) r = Log(m) a = Add(x, r) y = LayerNormalization(a, g) }",
+        constants(last=[-1], g=np.ones(4, np.float32)),
     ),
     "the root of a square loses the sign": (
         "(float[B] x) => (float[B] y) { y = Identity(x) }",
