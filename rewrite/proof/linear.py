@@ -219,24 +219,40 @@ class Chain:
 
 @dataclass
 class Block:
-    """Some rows of a product: `value`, a bound `error` (in units of 2⁻⁵³), and `largest`, the largest term summed."""
+    """Some rows of a product: `value`, a bound `error` (in units of 2⁻⁵³), and `largest`, the largest term summed.
+
+    As long as nothing was summed the error is a number of `roundings` of the value, and the value is its only term.
+    """
 
     value: np.ndarray
-    error: np.ndarray
-    largest: np.ndarray
+    roundings: int = 0
+    summed: np.ndarray | None = None
+    terms: np.ndarray | None = None
+
+    @property
+    def error(self) -> np.ndarray:
+        own = self.roundings * np.abs(self.value)
+        return own if self.summed is None else own + self.summed
+
+    @property
+    def largest(self) -> np.ndarray:
+        return np.abs(self.value) if self.terms is None else self.terms
 
     def scaled(self, factor: np.ndarray | float) -> Block:
-        magnitude = np.abs(factor)
-        value = self.value * factor
-        return Block(value, self.error * magnitude + np.abs(value), self.largest * magnitude)
+        magnitude = None if self.summed is None and self.terms is None else np.abs(factor)
+        return Block(
+            self.value * factor,
+            self.roundings + 1,
+            None if self.summed is None else self.summed * magnitude,
+            None if self.terms is None else self.terms * magnitude,
+        )
 
     def __add__(self, other: Block) -> Block:
-        value = self.value + other.value
-        return Block(value, self.error + other.error + np.abs(value), np.maximum(self.largest, other.largest))
+        return Block(self.value + other.value, 1, self.error + other.error, np.maximum(self.largest, other.largest))
 
 
 def exact(value: np.ndarray) -> Block:
-    return Block(value, np.zeros_like(value), np.abs(value))
+    return Block(value)
 
 
 def rows(factors: Sequence[Factor], taken: slice, size: int) -> Block:
@@ -253,8 +269,7 @@ def rows(factors: Sequence[Factor], taken: slice, size: int) -> Block:
     if isinstance(head, Matrix):
         block = exact(head.constant.read((taken, slice(0, head.constant.shape[1]))))
     elif isinstance(head, Mean):
-        value = np.full((taken.stop - taken.start, 1), 1.0 / head.size)
-        block = Block(value, value, value)
+        block = Block(np.full((taken.stop - taken.start, 1), 1.0 / head.size), roundings=1)
     else:
         block = exact(np.ones((1, head.size)))
     for factor in rest:
@@ -270,8 +285,7 @@ def centred(block: Block, axis: int, taken: slice = slice(None)) -> Block:
     slack = slack + block.error.mean(axis=axis, keepdims=True)
     index = (taken, slice(None)) if axis == 0 else (slice(None), taken)
     value = block.value[index] - mean
-    error = block.error[index] + slack + np.abs(value)
-    return Block(value, error, np.maximum(block.largest[index], np.abs(mean)))
+    return Block(value, 1, block.error[index] + slack, np.maximum(block.largest[index], np.abs(mean)))
 
 
 def followed(block: Block, factor: Factor) -> Block:
@@ -286,12 +300,14 @@ def followed(block: Block, factor: Factor) -> Block:
         count = block.value.shape[1]
         magnitude = np.abs(block.value).mean(axis=1, keepdims=True)
         error = block.error.mean(axis=1, keepdims=True) + (np.log2(max(count, 2)) + 2) * magnitude
-        return Block(block.value.mean(axis=1, keepdims=True), error, magnitude)
+        return Block(block.value.mean(axis=1, keepdims=True), 0, error, magnitude)
     if isinstance(factor, Spread):
-        return Block(*(np.repeat(part, factor.size, axis=1) for part in (block.value, block.error, block.largest)))
+        value, error, largest = (np.repeat(p, factor.size, axis=1) for p in (block.value, block.error, block.largest))
+        return Block(value, 0, error, largest)
     inner, outer = factor.constant.shape
     value = np.zeros((block.value.shape[0], outer))
     error, magnitude = np.zeros_like(value), np.zeros_like(value)
+    inexact = block.error
     step = max(1, (1 << 22) // max(1, outer))
     for start in range(0, inner, step):
         part = slice(start, min(start + step, inner))
@@ -299,9 +315,9 @@ def followed(block: Block, factor: Factor) -> Block:
         value += block.value[:, part] @ matrix
         size = np.abs(matrix)
         magnitude += np.abs(block.value[:, part]) @ size
-        error += block.error[:, part] @ size
+        error += inexact[:, part] @ size
     # A dot product of n terms in any order is off by at most n·2⁻⁵³·Σ|terms| (Higham 2002, §3.1).
-    return Block(value, error + (inner + 1) * magnitude, magnitude / inner)
+    return Block(value, 0, error + (inner + 1) * magnitude, magnitude / inner)
 
 
 # ── Comparison ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -594,6 +610,12 @@ def _compare_rows(
                 return Mismatch("a constant of the original has no counterpart", float("inf"))
             continue
         unit = sensitivity(rewritten, place, part, size)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # 0/0 is an entry that is zero on both sides.
+            farthest = float(np.fmax.reduce((distance + bound) / unit, axis=None, initial=0.0))
+        if farthest <= 1.0:
+            reported = max(reported, farthest)
+            continue
         with np.errstate(divide="ignore", invalid="ignore"):
             excess = np.where(distance <= bound, 0.0, (distance - bound) / unit)
             unit = np.maximum(unit, largest_unit(target.largest, place.epsilon))
