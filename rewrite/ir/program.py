@@ -120,4 +120,7 @@ def save_model(model: ir.Model, path: Path, progress: Callable[[str, int, int], 
         if progress is not None:
             progress(tensor.name or "", info.index, info.total)  # type: ignore[attr-defined]
 
-    ir.save(model, path, external_data=f"{path.name}.data", callback=report)
+    # Two tensors are evaluated at a time, of at most this many bytes together (or one that is larger).
+    ir.save(
+        model, path, external_data=f"{path.name}.data", callback=report, max_workers=2, max_in_flight_bytes=256 << 20
+    )

@@ -536,7 +536,7 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     """Compare two sums of chains as matrices, block by block, adjusting one shipped constant.
 
     The adjustable constant W′ is the largest rewritten one that only diagonal factors surround; for it
-    `sensitivity` = |A|·ulp(W′)·|B| is what one ulp of it is worth in the product.
+    |A|·ulp(W′)·|B| is what one ulp of it is worth in the product.
     """
     if size is None:
         return Mismatch("maps of unknown size")
@@ -591,6 +591,7 @@ def _compare_rows(
 ) -> float | Mismatch:
     """The largest distance in ulps over the rows `taken`, or why the maps differ; in steps that stay in the cache."""
     reported = 0.0
+    worth = sensitivity(rewritten[place.chain], place) if place is not None else []
     step = max(1, CACHED_ELEMENTS // width)
     for start in range(taken.start, taken.stop, step):
         part = slice(start, min(start + step, taken.stop))
@@ -609,7 +610,7 @@ def _compare_rows(
             if np.any(target.error > 0) or np.any(distance > 0):
                 return Mismatch("a constant of the original has no counterpart", float("inf"))
             continue
-        unit = sensitivity(rewritten, place, part, size)
+        unit = rows(worth, part, size).value
         with np.errstate(divide="ignore", invalid="ignore"):
             # 0/0 is an entry that is zero on both sides.
             farthest = float(np.fmax.reduce((distance + bound) / unit, axis=None, initial=0.0))
@@ -654,22 +655,26 @@ class _Window(Constant):
         return self.inner.kind
 
     def raw(self, region: Region) -> np.ndarray:
-        rows, columns = region
-        return self.values[rows.start - self.start : rows.stop - self.start, columns]
+        rows, *columns = region
+        return self.values[(slice(rows.start - self.start, rows.stop - self.start), *columns)]
 
 
 def _resident(chains: Sequence[Chain], taken: slice) -> list[Chain]:
-    """`chains` with the rows `taken` of their first matrices read: once, however small the steps are."""
+    """`chains` with the rows `taken` of their first matrices, and all diagonals, read: once, however small the steps."""
     result = []
     for chain in chains:
-        index = next((i for i, f in enumerate(chain.factors) if not isinstance(f, Scalar | Diagonal)), None)
-        factor = chain.factors[index] if index is not None else None
-        if isinstance(factor, Matrix) and index is not None:
-            constant = factor.constant
-            values = constant.raw((taken, slice(0, constant.shape[1])))
-            window = Matrix(_Window(constant, taken.start, values))
-            chain = Chain((*chain.factors[:index], window, *chain.factors[index + 1 :]))
-        result.append(chain)
+        factors: list[Factor] = []
+        leading = True
+        for factor in chain.factors:
+            if isinstance(factor, Diagonal):
+                part = taken if leading else slice(0, factor.constant.shape[0])
+                factor = Diagonal(_Window(factor.constant, part.start, factor.constant.raw((part,))))
+            elif isinstance(factor, Matrix) and leading:
+                values = factor.constant.raw((taken, slice(0, factor.constant.shape[1])))
+                factor = Matrix(_Window(factor.constant, taken.start, values))
+            leading = leading and isinstance(factor, Scalar | Diagonal)
+            factors.append(factor)
+        result.append(Chain(tuple(factors)))
     return result
 
 
@@ -738,19 +743,27 @@ class _Ulps(Constant):
         return self.inner.ulp(region)
 
 
-def sensitivity(chains: Sequence[Chain], place: Adjustable, taken: slice, size: int) -> np.ndarray:
-    """What one ulp of the adjustable constant is worth at each entry of the product's rows `taken`."""
+@dataclass(frozen=True, eq=False)
+class _Magnitudes(_Ulps):
+    """The magnitudes of a constant's entries."""
+
+    def raw(self, region: Region) -> np.ndarray:
+        return np.abs(self.inner.read(region))
+
+
+def sensitivity(chain: Chain, place: Adjustable) -> list[Factor]:
+    """Factors of the matrix that says what one ulp of the adjustable constant is worth at each entry of the product."""
     factors: list[Factor] = []
-    for index, factor in enumerate(chains[place.chain].factors):
+    for index, factor in enumerate(chain.factors):
         if index == place.factor:
             factors.append(replace(factor, constant=_Ulps(factor.constant)))  # type: ignore[type-var]
         elif isinstance(factor, Scalar):
             factors.append(Scalar(abs(factor.value)))
         elif isinstance(factor, Diagonal):
-            factors.append(Diagonal(Array(np.abs(factor.constant.whole()))))
+            factors.append(Diagonal(_Magnitudes(factor.constant)))
         else:
             factors.append(factor)
-    return rows(factors, taken, size).value
+    return factors
 
 
 def _sum_rows(chains: Sequence[Chain], taken: slice, size: int) -> Block | None:
