@@ -2,8 +2,8 @@
 
     python benchmarks/conversion.py [gpt2-small] [llama-1.1b] [--json FILE] [--rounds N]
 
-Random weights, written by the benchmark as a sharded safetensors checkpoint in a temporary folder. Each measurement is a
-process of its own; time is wall time, memory the largest resident set that the operating system accounts to it. The
+Random weights, written by the benchmark as a sharded safetensors checkpoint in a temporary folder. Each measurement is
+a process of its own; time is wall time, memory the largest resident set that the operating system accounts to it. The
 peer loads the checkpoint and exports and saves it the way its documentation does; ours is `rewrite convert --no-check`
 (which captures, rewrites, lowers, saves and proves), and beside it `rewrite verify` on the two files, and the streamed
 float64 evaluation of the capture. Ratios are ours over the peer's, of medians of interleaved rounds.

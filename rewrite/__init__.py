@@ -16,7 +16,7 @@ _HOMES = {
     "explain": "rewrite.pipeline",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 __version__ = "0.1.0"
 
 

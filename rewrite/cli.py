@@ -19,8 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Rewrite a trained network into the fastest one that computes the same function, and prove it.\n\n"
-    "SOURCE, A and B are a Hugging Face checkpoint folder, an .onnx or .pt2 file, a factory package.module:function, or "
-    "a folder that convert wrote. Exit codes: 0 done and proved, 1 the answer is no, 2 unusable request or input.",
+    "SOURCE, A and B are a Hugging Face checkpoint folder, an .onnx or .pt2 file, a factory package.module:function, "
+    "or a folder that convert wrote. Exit codes: 0 done and proved, 1 the answer is no, 2 unusable request or input.",
 )
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="What to read.")]
@@ -152,7 +152,7 @@ def passes() -> None:
     from rewrite.passes import PASSES
 
     for each in PASSES:
-        print(f"{each.name}  {(each.__module__ and sys.modules[each.__module__].__doc__ or '').splitlines()[0]}")
+        print(f"{each.name}  {((each.__module__ and sys.modules[each.__module__].__doc__) or '').splitlines()[0]}")
         for requirement in each.requires:
             print(f"    {requirement.id}  {requirement.text}")
 

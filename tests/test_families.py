@@ -23,7 +23,9 @@ from rewrite.ir.program import Program
 from rewrite.passes import PASSES
 from rewrite.proof import prove
 
-PRE_LN = "gpt2 opt gpt_neox phi falcon falcon_parallel falcon_sequential stablelm starcoder2 cohere vit deit dinov2".split()
+PRE_LN = (
+    "gpt2 opt gpt_neox phi falcon falcon_parallel falcon_sequential stablelm starcoder2 cohere vit deit dinov2".split()
+)
 """Families that lose every LayerNormalization. SigLIP keeps one, in its pooling head, whose stream is an output."""
 
 EXACT = 1e-10

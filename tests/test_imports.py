@@ -63,7 +63,11 @@ def test_torch_is_imported_only_by_capture_and_models() -> None:
         part = path.relative_to(ROOT).parts[0 if path.parts[len(ROOT.parts)] != "rewrite" else 1].removesuffix(".py")
         if part in TORCH:
             continue
-        wrong += [f"{path.relative_to(ROOT)} imports {n}" for n in _imported(path) if n.split(".")[0] in ("torch", "transformers")]
+        wrong += [
+            f"{path.relative_to(ROOT)} imports {n}"
+            for n in _imported(path)
+            if n.split(".")[0] in ("torch", "transformers")
+        ]
     assert not wrong
 
 

@@ -19,7 +19,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the wheel, built from a copy of the tree, was installed without its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     tree, site = folder / "tree", folder / "site"
-    skipped = shutil.ignore_patterns(".git", ".venv", "__pycache__", "build", "*.egg-info", "out", "checkpoints", ".*_cache")
+    skipped = shutil.ignore_patterns(
+        ".git", ".venv", "__pycache__", "build", "*.egg-info", "out", "checkpoints", ".*_cache"
+    )
     shutil.copytree(ROOT, tree, symlinks=True, ignore=skipped)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(tree)]

@@ -78,7 +78,7 @@ class Program:
 
 
 def _round_attributes(model: ir.Model) -> None:
-    """Make floating-point attributes the float32 numbers that a saved file holds: ε is 9.99999974737875e-06, not 1e-5."""
+    """Make floating-point attributes the float32 numbers that a file holds: ε is 9.99999974737875e-06, not 1e-5."""
     for node in model.graph.all_nodes():
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.FLOAT:

@@ -143,9 +143,7 @@ class Slice(Weight):
         return tuple(taken.stop - taken.start for taken in self.region)
 
     def read(self, region: Region) -> np.ndarray:
-        return self.inner.read(
-            tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(self.region, region))
-        )
+        return self.inner.read(tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(self.region, region)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ class Certificate:
 
 
 def content_digest(model: ir.Model) -> str:
-    """SHA-256 over what a model computes with: graph and tensors. File packing, node names and metadata do not count."""
+    """SHA-256 over what a model computes with: graph and tensors. File packing, node names, metadata do not count."""
     digest = hashlib.sha256()
     graph = model.graph
 

@@ -1,8 +1,8 @@
 """The proof: both graphs in normal form, and every output the same value.
 
-    original ⟶ normal form      rewritten ⟶ normal form      output by output the same form
-    ───────────────────────────────────────────────────────────────────────────────────────  one Ŵ per shipped constant
-                         rewritten(Ŵ) = original(W)    (relation.py)
+original ⟶ normal form      rewritten ⟶ normal form      output by output the same form
+───────────────────────────────────────────────────────────────────────────────────────  one Ŵ per shipped constant
+                     rewritten(Ŵ) = original(W)    (relation.py)
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def prove(
         proof.verdict = failed
     elif conflict is not None:
         name, node = conflict
-        proof.verdict = Verdict(
-            "UNKNOWN", node=node, reason=f"two uses of {name} ask for different exact values of it"
-        )
+        proof.verdict = Verdict("UNKNOWN", node=node, reason=f"two uses of {name} ask for different exact values of it")
     elif false is not None:
         proof.verdict = Verdict("UNKNOWN", node=false, reason="the certificate's relation of this value is not true")
     elif table.ulps > 1.0:
@@ -115,13 +113,17 @@ def _interface(original: ir.Model, rewritten: ir.Model) -> Verdict | None:
     ):
         mine = {value.name: value for value in ours}
         if len(mine) != len(theirs) or [v.name for v in theirs if v.name not in mine]:
-            return Verdict("UNKNOWN", reason=f"the {what}s are {sorted(map(str, mine))}, not {[v.name for v in theirs]}")
+            return Verdict(
+                "UNKNOWN", reason=f"the {what}s are {sorted(map(str, mine))}, not {[v.name for v in theirs]}"
+            )
         if what == "output" and [value.name for value in ours] != [value.name for value in theirs]:
             return Verdict("UNKNOWN", reason="the outputs stand in another order")
         for value in theirs:
             other = mine[value.name]
             if other.dtype != value.dtype:
-                return Verdict("UNKNOWN", node=str(value.name), reason=f"the {what} is {other.dtype}, not {value.dtype}")
+                return Verdict(
+                    "UNKNOWN", node=str(value.name), reason=f"the {what} is {other.dtype}, not {value.dtype}"
+                )
             if value.shape is not None and other.shape is not None:
                 if len(value.shape) != len(other.shape):
                     return Verdict("UNKNOWN", node=str(value.name), reason=f"the {what} has another rank")
@@ -139,8 +141,10 @@ def _defaults(original: ir.Model, rewritten: ir.Model) -> Verdict | None:
         mine, known = (each[name].const_value if name in each else None for each in (ours, theirs))
         if mine is None and known is None:
             continue
-        if mine is None or known is None or not same_values(
-            Stored("rewritten", name, mine), Stored("original", name, known)
+        if (
+            mine is None
+            or known is None
+            or not same_values(Stored("rewritten", name, mine), Stored("original", name, known))
         ):
             return Verdict("UNKNOWN", node=name, reason="the input's default is another")
     return None

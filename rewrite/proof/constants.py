@@ -34,7 +34,7 @@ def blocks(shape: Sequence[int], elements: int = BLOCK_ELEMENTS) -> Iterator[Reg
 
 
 class Constant(ABC):
-    """Real or integer numbers of a static `shape`. Equal `key`s are equal constants (the converse needs a comparison)."""
+    """Real or integer numbers of a static `shape`. Equal `key`s are equal constants; the converse needs work."""
 
     shape: tuple[int, ...]
 
@@ -332,9 +332,7 @@ def sliced(constant: Constant, region: Region) -> Constant:
             return reshaped(sliced(constant.inner, tuple(inner)), tuple(s.stop - s.start for s in region))
     if isinstance(constant, Sliced):
         outer = constant.region
-        return Sliced(
-            constant.inner, tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(outer, region))
-        )
+        return Sliced(constant.inner, tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(outer, region)))
     return Sliced(constant, region)
 
 
@@ -351,7 +349,7 @@ def same_values(a: Constant, b: Constant) -> bool:
     if isinstance(a, Stored) and isinstance(b, Stored) and a.location == b.location:
         return True
     if a.size > BLOCK_ELEMENTS:
-        first = tuple(slice(0, 1) for _ in a.shape[:-1]) + (slice(0, a.shape[-1]),)
+        first = (*(slice(0, 1) for _ in a.shape[:-1]), slice(0, a.shape[-1]))
         if not np.array_equal(a.read(first), b.read(first)):
             return False
     for region in blocks(a.shape):

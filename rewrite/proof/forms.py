@@ -368,7 +368,7 @@ def scaled(form: Form, scalar: Scalar) -> Form:
 
 
 def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
-    """`form` followed by `factor` along `axis`; None where a term cannot take it (its axis is cut, or mapped elsewhere)."""
+    """`form` followed by `factor` along `axis`; None where a term cannot take it: its axis is cut or not the mapped one."""
     axis %= form.rank
     size_in = form.shape[axis].constant
     if size_in is None:
@@ -510,9 +510,7 @@ def concatenate(forms: Sequence[Form], axis: int) -> Form:
     total = Dim.of(0)
     for form in forms:
         total = total + form.shape[axis]
-    rest = [
-        broadcast(*((form.shape[i],) for form in forms))[0] if i != axis else total for i in range(rank)
-    ]
+    rest = [broadcast(*((form.shape[i],) for form in forms))[0] if i != axis else total for i in range(rank)]
     terms, offset = [], Dim.of(0)
     for form in forms:
         size = form.shape[axis]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rewrite.proof.constants import Array, Constant, Region, Sliced, Stored, permuted, same_values, sliced, sources
+from rewrite.proof.constants import Constant, Region, Sliced, Stored, permuted, same_values, sliced, sources
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
@@ -157,7 +157,7 @@ class Chain:
         """Times a number; None is the zero map."""
         own = self.scalar
         total = own.combined(own.value * scalar.value, scalar)
-        # A shipped number is kept even where it is 0 or 1 and changes nothing: it is a use, which holds it to its value.
+        # A shipped number is kept even where it is 0 or 1 and changes nothing: it is a use, and holds it to its value.
         if total.value == 0.0 and not total.origins:
             return None
         return Chain(self.body) if total.value == 1.0 and not total.origins else Chain((total, *self.body))
@@ -364,10 +364,7 @@ def constants_of(factors: Iterable[Factor]) -> list[Constant]:
 def shipped(factors: Sequence[Factor]) -> frozenset[Demand]:
     """The demands of using factors' rewritten constants exactly as they are."""
     names = {
-        stored.name
-        for constant in constants_of(factors)
-        for stored in sources(constant)
-        if stored.side == "rewritten"
+        stored.name for constant in constants_of(factors) for stored in sources(constant) if stored.side == "rewritten"
     }
     names.update(name for factor in factors if isinstance(factor, Scalar) for name in factor.origins)
     return frozenset(Demand(name, (), SHIPPED) for name in names)
@@ -472,9 +469,7 @@ class Comparer:
             first = first or outcome
         return first or Mismatch("maps differ")
 
-    def _cancelled(
-        self, rewritten: Chain, original: Chain, size: int | None, prefix: bool, suffix: bool
-    ) -> Outcome:
+    def _cancelled(self, rewritten: Chain, original: Chain, size: int | None, prefix: bool, suffix: bool) -> Outcome:
         """Compare after equal factors were cancelled in front (`prefix`) and behind (`suffix`)."""
         ours, theirs = list(rewritten.factors), list(original.factors)
         cancelled: list[Factor] = []
@@ -568,7 +563,9 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
         return Mismatch(f"float64 cannot decide: the bound is {reported:.3g} ulp", reported)
     if place is None:
         return Match(0.0, frozenset(d for chain in rewritten for d in shipped(chain.factors)))
-    others = [f for i, c in enumerate(rewritten) for j, f in enumerate(c.factors) if (i, j) != (place.chain, place.factor)]
+    others = [
+        f for i, c in enumerate(rewritten) for j, f in enumerate(c.factors) if (i, j) != (place.chain, place.factor)
+    ]
     value = (
         "solves",
         tuple(chain.key for chain in original),
@@ -660,7 +657,7 @@ class _Window(Constant):
 
 
 def _resident(chains: Sequence[Chain], taken: slice) -> list[Chain]:
-    """`chains` with the rows `taken` of their first matrices, and all diagonals, read: once, however small the steps."""
+    """`chains` with the rows `taken` of their first matrices, and all diagonals, read once for all steps."""
     result = []
     for chain in chains:
         factors: list[Factor] = []

@@ -43,7 +43,7 @@ def rule(*names: str, domain: str = "") -> Callable[[Rule], Rule]:
     return register
 
 
-def attribute(node: ir.Node, name: str, default):  # noqa: ANN001, ANN201
+def attribute(node: ir.Node, name: str, default):
     """An attribute's value, or its default; a floating-point attribute is a float32 number, as ONNX stores it."""
     found = node.attributes.get(name)
     value = default if found is None else found.value
@@ -538,7 +538,11 @@ def selected(walk: Walk, form: Form, key: tuple, start: int, stop: int, sizes: S
             return None
         inner, position = bare
         atom = walk.atom((*key, walk.intern(inner), start), (*inner.shape[:start], *sizes, *inner.shape[stop:]))
-        terms.append(_mapped_again(atom, term, None if position is None else position + (moved if position >= stop else 0), shape))
+        terms.append(
+            _mapped_again(
+                atom, term, None if position is None else position + (moved if position >= stop else 0), shape
+            )
+        )
     return forms.collect(shape, terms)
 
 

@@ -34,7 +34,10 @@ REDUCTIONS = frozenset(
 
 
 def result_shape(
-    node: ir.Node, operands: Sequence[Value | None], shapes: Sequence[Shape | None], constants: Sequence[list[int] | None]
+    node: ir.Node,
+    operands: Sequence[Value | None],
+    shapes: Sequence[Shape | None],
+    constants: Sequence[list[int] | None],
 ) -> Shape | None:
     """The shape of the first result; None where no rule here gives it.
 

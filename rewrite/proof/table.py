@@ -105,9 +105,7 @@ class Table:
                 return Mismatch("maps act on different axes")
             axis = next(iter(axes), None)
             size = term.atom.shape[axis].constant if axis is not None else None
-            outcome = self.comparer.compare(
-                ours.chains if ours else (), theirs.chains if theirs else (), size
-            )
+            outcome = self.comparer.compare(ours.chains if ours else (), theirs.chains if theirs else (), size)
             if isinstance(outcome, Mismatch):
                 return outcome
             total = total + outcome

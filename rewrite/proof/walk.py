@@ -269,7 +269,11 @@ class Walk:
     def _folded(self, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value] | None:
         """An operator on small constants, evaluated by ONNX's own reference in float64."""
         constants = [operand for operand in operands if isinstance(operand, Constant)]
-        if sum(c.size for c in constants) > FOLDED_ELEMENTS or node.op_type in RANDOM or node.domain not in ("", "ai.onnx"):
+        if (
+            sum(c.size for c in constants) > FOLDED_ELEMENTS
+            or node.op_type in RANDOM
+            or node.domain not in ("", "ai.onnx")
+        ):
             return None
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             return None
@@ -453,7 +457,10 @@ def _evaluate(node: ir.Node, inputs: Sequence[np.ndarray | None], opset: int) ->
     graph = onnx.helper.make_graph(
         [proto],
         "folded",
-        [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in given.items()],
+        [
+            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in given.items()
+        ],
         [onnx.ValueInfoProto(name=name) for name in outputs],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])

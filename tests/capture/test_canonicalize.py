@@ -331,6 +331,7 @@ def test_a_large_tied_table_is_stored_once() -> None:
 
 # ── Activations ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_relu_is_raised_and_a_clip_above_zero_is_not() -> None:
     made = program(
         "g (float[n,8] x) => (float[n,8] y, float[n,8] z) { y = Max(x, zero)\n z = Clip(x, one) }",

@@ -303,7 +303,11 @@ ATTRIBUTES = {
     "Softmax axis": ("float[B,4] x", "Softmax<axis=0>(x)", "Softmax<axis=1>(x)"),
     "LogSoftmax": ("float[B,4] x", "LogSoftmax<axis=0>(x)", "LogSoftmax(x)"),
     "Gelu": ("float[B,4] x", 'Gelu<approximate="tanh">(x)', "Gelu(x)"),
-    "LayerNormalization epsilon": ("float[B,4] x", "LayerNormalization(x, v)", "LayerNormalization<epsilon=0.001>(x, v)"),
+    "LayerNormalization epsilon": (
+        "float[B,4] x",
+        "LayerNormalization(x, v)",
+        "LayerNormalization<epsilon=0.001>(x, v)",
+    ),
     "LayerNormalization axis": ("float[4,4] x", "LayerNormalization<axis=0>(x, w)", "LayerNormalization<axis=1>(x, w)"),
     "RMSNormalization epsilon": ("float[B,4] x", "RMSNormalization(x, v)", "RMSNormalization<epsilon=0.001>(x, v)"),
     "ReduceMax axes": ("float[4,4] x", "ReduceMax<keepdims=0>(x, i0)", "ReduceMax<keepdims=0>(x, i1)"),
@@ -320,12 +324,16 @@ ATTRIBUTES = {
     "GatherElements": ("float[4,4] x", "GatherElements<axis=0>(x, ii)", "GatherElements<axis=1>(x, ii)"),
     "Pad mode": ("float[4,4] x", 'Pad<mode="edge">(x, p)', "Pad(x, p)"),
     "Pad value": ("float[4,4] x", "Pad(x, p, half)", "Pad(x, p)"),
-    "Clip limits": ("float[B,4] x", "Clip(x, half)", "Clip(x, \"\", half)"),
+    "Clip limits": ("float[B,4] x", "Clip(x, half)", 'Clip(x, "", half)'),
     "Mod": ("int32[B,4] x", "Mod<fmod=1>(x, three)", "Mod<fmod=0>(x, three)"),
     "Division of integers": ("int32[B,4] x", "Div(x, three)", "Mod(x, three)"),
     "Conv pads": ("float[1,1,5,5] x", "Conv<pads=[1,1,0,0]>(x, k)", "Conv<pads=[0,0,1,1]>(x, k)"),
     "Conv strides": ("float[1,1,5,5] x", "Conv<strides=[2,2]>(x, k)", "Conv<strides=[3,3]>(x, k)"),
-    "Conv dilations": ("float[1,1,5,5] x", "Conv<dilations=[2,1], strides=[1,2]>(x, k)", "Conv<dilations=[1,2], strides=[2,1]>(x, k)"),
+    "Conv dilations": (
+        "float[1,1,5,5] x",
+        "Conv<dilations=[2,1], strides=[1,2]>(x, k)",
+        "Conv<dilations=[1,2], strides=[2,1]>(x, k)",
+    ),
     "Conv padding rule": ("float[1,1,4,4] x", 'Conv<auto_pad="SAME_UPPER">(x, k)', 'Conv<auto_pad="SAME_LOWER">(x, k)'),
     "MaxPool": ("float[1,1,5,5] x", "MaxPool<kernel_shape=[2,1]>(x)", "MaxPool<kernel_shape=[1,2]>(x)"),
     "AveragePool": (
@@ -334,19 +342,21 @@ ATTRIBUTES = {
         "AveragePool<kernel_shape=[2,2], pads=[1,1,1,1]>(x)",
     ),
     "DepthToSpace": (
-        "float[1,8,2,2] x", 'DepthToSpace<blocksize=2, mode="CRD">(x)', 'DepthToSpace<blocksize=2, mode="DCR">(x)'
+        "float[1,8,2,2] x",
+        'DepthToSpace<blocksize=2, mode="CRD">(x)',
+        'DepthToSpace<blocksize=2, mode="DCR">(x)',
     ),
     "GroupNormalization": (
-        "float[2,4,3] x", "GroupNormalization<num_groups=2>(x, v, v)", "GroupNormalization<num_groups=4>(x, v, v)"
+        "float[2,4,3] x",
+        "GroupNormalization<num_groups=2>(x, v, v)",
+        "GroupNormalization<num_groups=4>(x, v, v)",
     ),
     "Einsum": ("float[4,4] x", 'Einsum<equation="ij->ji">(x)', 'Einsum<equation="ij->ij">(x)'),
     "IsInf": ("float[4] x", "IsInf<detect_negative=0>(inf)", "IsInf<detect_positive=0>(inf)"),
     "Gemm": ("float[4,4] x", "Gemm<transA=1>(x, w)", "Gemm<transB=1>(x, w)"),
     "Gemm scalars": ("float[4,4] x", "Gemm<alpha=2.0>(x, w, w)", "Gemm<beta=2.0>(x, w, w)"),
     "TopK": ("float[B,4] x", "TopK<largest=0>(x, one1)", "TopK<largest=1>(x, one1)"),
-    "ScatterElements": (
-        "float[4,4] x", 'ScatterElements<reduction="add">(x, ii, w)', "ScatterElements(x, ii, w)"
-    ),
+    "ScatterElements": ("float[4,4] x", 'ScatterElements<reduction="add">(x, ii, w)', "ScatterElements(x, ii, w)"),
     "Attention scale": ("float[1,2,3,4] x", "Attention<scale=0.25>(x, x, x)", "Attention(x, x, x)"),
     "Attention cause": ("float[1,2,3,4] x", "Attention<is_causal=1>(x, x, x)", "Attention(x, x, x)"),
     "Attention cap": ("float[1,2,3,4] x", "Attention<softcap=0.5>(x, x, x)", "Attention(x, x, x)"),
@@ -357,9 +367,7 @@ ATTRIBUTES = {
         "Attention<q_num_heads=2, kv_num_heads=2>(x, x, x)",
         "Attention<q_num_heads=4, kv_num_heads=4, scale=0.5>(x, x, x)",
     ),
-    "RotaryEmbedding": (
-        "float[1,2,4,8] x", "RotaryEmbedding(x, c, s)", "RotaryEmbedding<interleaved=1>(x, c, s)"
-    ),
+    "RotaryEmbedding": ("float[1,2,4,8] x", "RotaryEmbedding(x, c, s)", "RotaryEmbedding<interleaved=1>(x, c, s)"),
     "RotaryEmbedding caches": ("float[1,2,4,8] x", "RotaryEmbedding(x, c, s)", "RotaryEmbedding(x, s, c)"),
     "QuickGelu": ("float[B,4] x", "com.microsoft.QuickGelu<alpha=1.702>(x)", "com.microsoft.QuickGelu<alpha=1.0>(x)"),
     "Cast of a real number": ("float[B,4] x", "Cast<to=7>(x)", "Round(x)"),
@@ -382,7 +390,7 @@ def test_an_attribute_or_operand_that_differs_is_seen(name: str) -> None:
 
 
 def test_functions_of_one_name_are_not_one_function() -> None:
-    body = "(float[4] x) => (float[4] y) {{ y = local.act(x) }}\n<domain: \"local\", opset_import: [\"\" : 23]> act (a) => (b) {{ b = {}(a) }}"
+    body = '(float[4] x) => (float[4] y) {{ y = local.act(x) }}\n<domain: "local", opset_import: ["" : 23]> act (a) => (b) {{ b = {}(a) }}'
     refused(model(body.format("Tanh")), model(body.format("Exp")))
 
 
@@ -475,7 +483,9 @@ def test_strings_are_not_numbers() -> None:
 
 def test_order_of_outputs_matters() -> None:
     original = model("(float[4] x) => (float[4] y, float[4] z) { y = Exp(x) z = Tanh(x) }")
-    assert not prove(original, model("(float[4] x) => (float[4] z, float[4] y) { y = Exp(x) z = Tanh(x) }")).verdict.holds
+    assert not prove(
+        original, model("(float[4] x) => (float[4] z, float[4] y) { y = Exp(x) z = Tanh(x) }")
+    ).verdict.holds
     refused(original, model("(float[4] x) => (float[4] y, float[4] z) { z = Exp(x) y = Tanh(x) }"))
 
 
