@@ -4,6 +4,12 @@ The names below load on first use: `import rewrite` costs no torch, no ONNX Runt
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rewrite.capture import capture
+    from rewrite.ir.program import Program
+    from rewrite.pipeline import apply, convert, diff, explain, lower, verify
 
 _HOMES = {
     "Program": "rewrite.ir.program",
@@ -16,7 +22,7 @@ _HOMES = {
     "explain": "rewrite.pipeline",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = ["Program", "apply", "capture", "convert", "diff", "explain", "lower", "verify"]
 __version__ = "0.1.0"
 
 

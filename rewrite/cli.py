@@ -210,7 +210,8 @@ def main() -> NoReturn:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("click", "typer"):
             raise
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        explain = getattr(error, "format_message", None)
+        message = explain() if explain is not None else str(error)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -24,7 +24,7 @@ from transformers.core_model_loading import (
 
 from rewrite.capture.expression_tensor import ExpressionTensor
 from rewrite.errors import CheckpointError
-from rewrite.ir.weights import MaterializedTensor, Source, Weight
+from rewrite.ir.weights import ConvertedTensor, Source, Weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +68,7 @@ class Binding:
         weight, wanted = self.weights[name], ONNX_DTYPES[dtype]
         if isinstance(weight, Source) and weight.tensor.dtype == wanted:
             return weight.tensor
-        return MaterializedTensor(weight, wanted, name)
+        return ConvertedTensor(weight, wanted, name)
 
 
 def bind(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> Binding:
@@ -117,7 +117,9 @@ def bind(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> Binding:
     return binding
 
 
-def _converted(conversion: WeightConverter, name: str, model: PreTrainedModel) -> dict[str, ExpressionTensor]:
+def _converted(
+    conversion: WeightConverter, name: str, model: PreTrainedModel
+) -> dict[str, ExpressionTensor | list[ExpressionTensor]]:
     try:
         return conversion.convert(name, model=model, config=model.config)  # type: ignore[return-value]
     except (NotImplementedError, RuntimeError, ValueError, StopIteration) as error:

@@ -39,11 +39,11 @@ def unrepeated(value: ir.Value | None) -> ir.Value | None:
 
     Every shape on the way must be known, dynamic axes by name: an Expand may also widen an axis of size 1.
     """
-    reshape = value.producer() if value is not None else None
-    expand = reshape.inputs[0].producer() if is_operator(reshape, "Reshape") else None
+    reshape = _producer(value)
+    expand = _producer(reshape.inputs[0]) if is_operator(reshape, "Reshape") else None
     if not is_operator(expand, "Expand"):
         return None
-    insert = expand.inputs[0].producer()
+    insert = _producer(expand.inputs[0])
     if not is_operator(insert, "Unsqueeze", "Reshape"):
         return None
     source = insert.inputs[0]
@@ -61,3 +61,7 @@ def unrepeated(value: ir.Value | None) -> ir.Value | None:
         (batch, groups * times, length, size),
     ]
     return source if shapes == expected else None
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()

@@ -208,7 +208,7 @@ def complete_shapes(editor: Editor) -> None:
     """Shapes and dtypes the exporter left out, where they follow from the inputs' by elementwise or matrix rules."""
     for value in editor.graph.initializers.values():
         if value.const_value is not None:
-            missing = value.const_value.shape if value.shape is None else None
+            missing = value.const_value.shape.numpy() if value.shape is None else None
             describe(value, dtype=value.const_value.dtype, shape=missing)
     for node in editor.graph:
         if node.domain != "" or not node.outputs:

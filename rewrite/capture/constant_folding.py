@@ -75,7 +75,7 @@ class Constants:
 
     def _registered(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         name = f"{name}_value"
-        new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
         self.graph.register_initializer(new)
         return new
 
@@ -134,7 +134,8 @@ def evaluate(node: ir.Node, constants: Constants) -> ir.Value | None:
         return None
     if not node.inputs:
         return None
-    floating = any(value is not None and value.dtype.is_floating_point() for value in node.inputs)
+    dtypes = [value.dtype for value in node.inputs if value is not None]
+    floating = any(dtype is None or dtype.is_floating_point() for dtype in dtypes)
     if floating and node.op_type not in MOVES:
         return None
     if node.op_type in ("Expand", "ConstantOfShape", "Tile", "Range") and _volume(node, arrays) > INTEGER_LIMIT:
@@ -188,4 +189,7 @@ def _reference(node: ir.Node, arrays: list[np.ndarray | None]) -> np.ndarray:
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     feeds = {name: array for name, array in zip(names, arrays) if array is not None}
-    return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+    results = ReferenceEvaluator(model).run(None, feeds)
+    if not isinstance(results, list):
+        raise TypeError(f"the reference gave a {type(results).__name__}")
+    return np.asarray(results[0])

@@ -23,7 +23,7 @@ class ExpressionTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, weight: weights.Weight, dtype: torch.dtype) -> ExpressionTensor:
-        tensor = torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=dtype, device="cpu")
+        tensor = torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=dtype, device=torch.device("cpu"))
         tensor.weight = weight
         return tensor
 

@@ -230,7 +230,9 @@ def capture_pretrained(
             # A tied weight goes by the name the checkpoint has it under.
             value.name = chosen
             tensors[chosen] = binding.tensor(chosen, _parameter(model, name).dtype)
-        elif is_fake(value.const_value) or (name in binding.missing and value.dtype.is_floating_point()):
+        elif is_fake(value.const_value) or (
+            name in binding.missing and (value.dtype is None or value.dtype.is_floating_point())
+        ):
             value.const_value = None
             unbound.add(name)
         else:
@@ -274,7 +276,8 @@ def replace_by_fakes(model: torch.nn.Module, in_float32: Any) -> None:
 
 def export_pretrained(model: Any, signature: Signature, where: str) -> ir.Model:
     """The graph that transformers' exporter makes of `model`, functions inlined, nothing optimized."""
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
     config = OnnxConfig(dynamic_shapes=signature.dynamic_shapes(), opset_version=OPSET, optimize=False)
     # The exporter casts and extends the inputs it is given.

@@ -13,10 +13,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import onnx_ir as ir
 import torch
+from torch.utils import _pytree
 
 from rewrite.capture.archive import refuse_code
 from rewrite.capture.bind import aliases
@@ -32,6 +33,9 @@ from rewrite.capture.fold_shapes import fold_shapes
 from rewrite.capture.huggingface import OPSET, export_error, export_pretrained, in_memory, inlined
 from rewrite.capture.signature import Signature, module_signature, pretrained_signature
 from rewrite.errors import InputsError, SourceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Progress = Callable[[str, int, int], None]
 
@@ -79,7 +83,7 @@ def capture_module(
         return _finished(captured, source, signature)
 
 
-def _is_pretrained(module: torch.nn.Module) -> bool:
+def _is_pretrained(module: torch.nn.Module) -> TypeGuard[PreTrainedModel]:
     """Whether transformers made it; if it is not imported, it did not."""
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(module, transformers.PreTrainedModel)
@@ -158,7 +162,7 @@ def name_outputs(model: ir.Model, exported: torch.export.ExportedProgram) -> Non
     """Name the outputs by the keys of a dict or output class, else `output` or `output_0`, `output_1`, …"""
     outputs = model.graph.outputs
     spec = exported.call_spec.out_spec
-    paths = [path for path, _ in torch.utils._pytree.tree_leaves_with_path(_places(spec))] if spec else []
+    paths = [path for path, _ in _pytree.tree_leaves_with_path(_places(spec))] if spec else []
     names = [str(getattr(path[-1], "key", "")) if path else "" for path in paths]
     if len(names) != len(outputs) or not all(name.isidentifier() for name in names) or len(set(names)) < len(names):
         names = ["output"] if len(outputs) == 1 else [f"output_{index}" for index in range(len(outputs))]
@@ -169,7 +173,7 @@ def name_outputs(model: ir.Model, exported: torch.export.ExportedProgram) -> Non
 
 
 def _places(spec: Any) -> Any:
-    return torch.utils._pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    return _pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
 
 
 def capture_exported(exported: torch.export.ExportedProgram) -> ir.Model:
@@ -181,7 +185,7 @@ def capture_exported(exported: torch.export.ExportedProgram) -> ir.Model:
         raise export_error(error, "the exported program", "") from error
     tensors: dict[str, torch.Tensor] = {}
     if examples is not None:
-        leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(examples) if isinstance(leaf, torch.Tensor)]
+        leaves = [leaf for leaf in _pytree.tree_leaves(examples) if isinstance(leaf, torch.Tensor)]
         tensors = dict(zip((value.name or "" for value in captured.graph.inputs), leaves))
     return _finished(captured, None, module_signature(tensors))
 

@@ -205,7 +205,7 @@ class Editor:
 
     def register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """The initializer `name`, which the caller knows to be free."""
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -251,7 +251,7 @@ class Editor:
         _merge_nodes(self)
 
 
-def _as_stored(attributes: Mapping[str, object]) -> dict[str, object]:
+def _as_stored(attributes: Mapping[str, object]) -> dict[str, Any]:
     """Floats as the file will hold them, in float32: a graph in memory must mean what is saved."""
     return {
         name: float(np.float32(content)) if isinstance(content, float) else content
@@ -284,9 +284,9 @@ def remove_dead(graph: ir.Graph) -> None:
                 remove_dead(attribute.as_graph())
         if not any(output.uses() or output.is_graph_output() for output in node.outputs):
             graph.remove(node, safe=True)
-    for value in list(graph.initializers.values()):
+    for name, value in list(graph.initializers.items()):
         if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-            graph.initializers.pop(value.name)
+            graph.initializers.pop(name)
 
 
 def _all_values(graph: ir.Graph):
@@ -304,7 +304,7 @@ def _merge_constants(editor: Editor) -> None:
     rewrites one of two equal norms must not find that it has rewritten both.
     """
     seen: dict[tuple, ir.Value] = {}
-    for value in list(editor.graph.initializers.values()):
+    for name, value in list(editor.graph.initializers.items()):
         tensor = constant_of(value)
         if tensor is None or value.is_graph_output() or tensor.size > FOLDABLE_ELEMENTS:
             continue
@@ -314,7 +314,7 @@ def _merge_constants(editor: Editor) -> None:
         first = seen.setdefault(key, value)
         if first is not value:
             value.replace_all_uses_with(first)
-            editor.graph.initializers.pop(value.name)
+            editor.graph.initializers.pop(name)
 
 
 def _merge_nodes(editor: Editor) -> None:

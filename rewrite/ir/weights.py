@@ -292,6 +292,14 @@ class MaterializedTensor(ir.LazyTensor):
             file.write(np.ascontiguousarray(self.rounded(region)).tobytes())
 
 
+class ConvertedTensor(MaterializedTensor):
+    """A stored tensor in another type. The rounded numbers are the tensor: a pass starts from them, not from its source.
+
+    A capture as float16 is a float16 network. What it would have been unrounded is another function.
+    """
+
+
 def weight_of(tensor: ir.TensorProtocol) -> Weight:
-    """The expression behind a tensor: its own if it is a folded one, else the stored tensor as a source."""
-    return tensor.weight if isinstance(tensor, MaterializedTensor) else Source(tensor)
+    """The expression behind a tensor: its own if it is a folded one, else the tensor as it is stored or converted."""
+    folded = isinstance(tensor, MaterializedTensor) and not isinstance(tensor, ConvertedTensor)
+    return tensor.weight if folded else Source(tensor)

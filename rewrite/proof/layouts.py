@@ -76,8 +76,8 @@ def transpose(walk, node, operands):
 
 def reshaped_to(walk, value, shape: Shape):
     """`value` under `shape`; a view where its axes divide, an opaque reshape where they do not."""
-    if isinstance(value, Integers | Constant) and all(n.constant is not None for n in shape):
-        static = tuple(int(n.constant) for n in shape)
+    static = tuple(n.constant for n in shape if n.constant is not None)
+    if isinstance(value, Integers | Constant) and len(static) == len(shape):
         if isinstance(value, Integers):
             return Integers(static, value.entries)
         return reshaped(value, static)
@@ -165,7 +165,10 @@ def constant_of_shape(walk, node, operands):
     walk.pin(operands[0])
     filled = attribute(node, "value", None)
     value = np.zeros((1,), np.float32) if filled is None else filled.numpy()
-    return forms.widened(forms.reshape(walk.form(walk.computed(value, [])), ()), target)
+    single = forms.reshape(walk.form(walk.computed(value, [])), ())
+    if single is None:
+        raise ValueError("what a constant of a shape is filled with is not one number")
+    return forms.widened(single, target)
 
 
 @rule("Concat")

@@ -375,7 +375,7 @@ class Comparer:
 
     def __init__(self) -> None:
         self._same: dict[tuple[Any, Any], bool] = {}
-        self._chains: dict[tuple[Any, Any], Outcome] = {}
+        self._chains: dict[tuple[Any, ...], Outcome] = {}
         self._partner: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
     def same_constant(self, a: Constant, b: Constant) -> bool:

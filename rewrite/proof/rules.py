@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -43,7 +43,7 @@ def rule(*names: str, domain: str = "") -> Callable[[Rule], Rule]:
     return register
 
 
-def attribute(node: ir.Node, name: str, default):
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """An attribute's value, or its default; a floating-point attribute is a float32 number, as ONNX stores it."""
     found = node.attributes.get(name)
     value = default if found is None else found.value
@@ -218,11 +218,12 @@ def power(walk: Walk, form: Form, exponent: float) -> Form:
         return form
     number = walk.intern(form)
     known = walk.table.forms[number].atom
-    inner = known.key[2] if known is not None and known.key[0] == "power" else None
-    if inner == -1.0 or (inner in (0.5, -0.5) and exponent * inner != round(exponent * inner)):
-        number, exponent = known.key[1], exponent * known.key[2]
-        if exponent == 1.0:
-            return walk.table.forms[number]
+    if known is not None and known.key[0] == "power":
+        inner = known.key[2]
+        if inner == -1.0 or (inner in (0.5, -0.5) and exponent * inner != round(exponent * inner)):
+            number, exponent = known.key[1], exponent * inner
+            if exponent == 1.0:
+                return walk.table.forms[number]
     return form_of(walk.atom(("power", number, exponent), form.shape))
 
 
@@ -738,13 +739,17 @@ def attention(walk, node, operands):
             _heads(states, attribute(node, "kv_num_heads" if index else "q_num_heads", 0))
             for index, states in enumerate((query, key, value))
         ]
-        if any(part is None for part in split):
+        parts = [part for part in split if part is not None]
+        if len(parts) != 3:
             return None
-        query, key, value = split
+        query, key, value = parts
     size = query.shape[-1].constant
-    if "scale" not in node.attributes and size is None:
+    if "scale" in node.attributes:
+        scale = walk.attribute(node, "scale", 1.0)
+    elif size is not None:
+        scale = defined(1.0 / math.sqrt(size))
+    else:
         return None
-    scale = walk.attribute(node, "scale", 1.0) if "scale" in node.attributes else defined(1.0 / math.sqrt(size))
     result = attend(walk, query, key, value, bias, scale)
     return _joined_heads(result) if packed and result is not None else result
 
@@ -775,15 +780,19 @@ def multi_head_attention(walk, node, operands):
     query, key, value = (walk.form(operand) for operand in operands[:3])
     if query.rank != 3:
         return None
-    parts = [_heads(query, heads)]
-    parts += [_heads(states, heads) if states.rank == 3 else states for states in (key, value)]
-    if any(part is None for part in parts):
+    split = [_heads(query, heads)]
+    split += [_heads(states, heads) if states.rank == 3 else states for states in (key, value)]
+    parts = [part for part in split if part is not None]
+    if len(parts) != 3:
         return None
-    size = parts[0].shape[-1].constant
-    given = attribute(node, "scale", 0.0)
-    if not given and size is None:
+    query, key, value = parts
+    size = query.shape[-1].constant
+    if attribute(node, "scale", 0.0):
+        scale = walk.attribute(node, "scale", 0.0)
+    elif size is not None:
+        scale = defined(1.0 / math.sqrt(size))
+    else:
         return None
-    scale = walk.attribute(node, "scale", 0.0) if given else defined(1.0 / math.sqrt(size))
     bias = walk.form(operands[5]) if len(operands) > 5 and operands[5] is not None else None
-    result = attend(walk, *parts, bias, scale)
+    result = attend(walk, query, key, value, bias, scale)
     return None if result is None else _joined_heads(result)

@@ -65,8 +65,9 @@ def result_shape(
         return (*first[:axis], *known[1], *first[axis + 1 :])
     if name == "GatherND":
         batch = _attribute(node, "batch_dims", 0)
-        depth = known[1][-1].constant
-        return None if depth is None else (*known[1][:-1], *first[batch + depth :])
+        *outer, last = known[1]
+        depth = last.constant
+        return None if depth is None else (*outer, *first[batch + depth :])
     if name == "OneHot":
         return None
     if name == "Tile" and constants[1] is not None:

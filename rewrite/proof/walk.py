@@ -239,7 +239,7 @@ class Walk:
         long = [axis for axis, n in enumerate(constant.shape) if n != 1]
         last = long[-1]
         width = constant.shape[last]
-        axes = list(blank)
+        axes: list[forms.Axis] = list(blank)
         if len(long) == 1:
             chain = Chain((Matrix(reshaped(constant, (1, width))),))
             axes[last] = (forms.Piece(0, ONE, Dim.of(width)),)
@@ -464,7 +464,10 @@ def _evaluate(node: ir.Node, inputs: Sequence[np.ndarray | None], opset: int) ->
         [onnx.ValueInfoProto(name=name) for name in outputs],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return ReferenceEvaluator(model).run(None, given)
+    results = ReferenceEvaluator(model).run(None, given)
+    if not isinstance(results, list):
+        raise TypeError(f"the reference gave a {type(results).__name__}")
+    return results
 
 
 __all__ = ["Centre", "Mean", "Spread", "Walk", "rotary"]
