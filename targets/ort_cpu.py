@@ -9,6 +9,7 @@ What is emitted beyond canonical form (all of ai.onnx 23; no com.microsoft opera
 * `RotaryEmbedding` (x, cos, sin) on three axes: x (B, S, H·h), cos and sin (B, S, r/2) without position ids, attributes
   `num_heads`, `interleaved` = 0, `rotary_embedding_dim` = 0. Its caches are the first halves of the captured ones,
   computed before the concatenation that repeats them, and `Expand`ed over the batch: the runtime refuses a batch of 1.
+* `Gelu` (x), `approximate` "none" or "tanh", where it was written out with the standard constants (`gelu.py`).
 * a packed projection (one MatMul, then Split) as one MatMul + Add for each part, on slices of its weight.
 
 Why, measured with onnxruntime 1.31.1 on one x86-64 core with AVX-512, median µs:

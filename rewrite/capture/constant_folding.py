@@ -75,7 +75,9 @@ class Constants:
 
     def _registered(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         name = f"{name}_value"
-        new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
+        new = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+        )
         self.graph.register_initializer(new)
         return new
 

@@ -205,7 +205,9 @@ class Editor:
 
     def register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """The initializer `name`, which the caller knows to be free."""
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self.graph.register_initializer(value)
         return value
 

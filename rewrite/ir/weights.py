@@ -293,7 +293,7 @@ class MaterializedTensor(ir.LazyTensor):
 
 
 class ConvertedTensor(MaterializedTensor):
-    """A stored tensor in another type. The rounded numbers are the tensor: a pass starts from them, not from its source.
+    """A stored tensor in another type. The rounded numbers are the tensor: a pass starts from them, not its source.
 
     A capture as float16 is a float16 network. What it would have been unrounded is another function.
     """
@@ -301,5 +301,6 @@ class ConvertedTensor(MaterializedTensor):
 
 def weight_of(tensor: ir.TensorProtocol) -> Weight:
     """The expression behind a tensor: its own if it is a folded one, else the tensor as it is stored or converted."""
-    folded = isinstance(tensor, MaterializedTensor) and not isinstance(tensor, ConvertedTensor)
-    return tensor.weight if folded else Source(tensor)
+    if isinstance(tensor, MaterializedTensor) and not isinstance(tensor, ConvertedTensor):
+        return tensor.weight
+    return Source(tensor)

@@ -368,7 +368,7 @@ def scaled(form: Form, scalar: Scalar) -> Form:
 
 
 def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
-    """`form` followed by `factor` along `axis`; None where a term cannot take it: its axis is cut or not the mapped one."""
+    """`form` followed by `factor` along `axis`; None where a term's axis is cut or not the mapped one."""
     axis %= form.rank
     size_in = form.shape[axis].constant
     if size_in is None:

@@ -65,7 +65,7 @@ def result_shape(
         return (*first[:axis], *known[1], *first[axis + 1 :])
     if name == "GatherND":
         batch = _attribute(node, "batch_dims", 0)
-        *outer, last = known[1]
+        *outer, last = list(known[1])
         depth = last.constant
         return None if depth is None else (*outer, *first[batch + depth :])
     if name == "OneHot":

@@ -19,7 +19,7 @@ from rewrite.ir.program import Program, save_model
 from rewrite.targets import TARGETS, OrtCpu, OrtCuda, open_session
 from rewrite.targets.target import SESSION_FILE
 
-EMITTED = {
+EMITTED = {"Gelu", 
     "Attention", "RotaryEmbedding", "MatMul", "Add", "Where", "Squeeze", "Reshape", "Shape", "Concat", "Expand", "Cos",
     "Sin", "Mul",
 }  # fmt: skip
@@ -47,9 +47,12 @@ def test_lowering_is_the_same_function(family: str, family_program, tmp_path) ->
     inputs = inputs_of(program)
     expected = evaluate(program.model, inputs)
     found = evaluate(model, inputs)
+    # Sums of at most a hundred terms a layer in another order; GELU's constants, where it was written out, are within
+    # an ulp of float32 of the operator's.
+    raised = "Gelu" in operators and "Gelu" not in [node.op_type for node in program.model.graph]
+    allowed = 4 * np.finfo(np.float32).eps if raised else 100 * np.finfo(np.float64).eps
     for name, array in expected.items():
-        # Sums of at most a hundred terms a layer in another order.
-        assert np.abs(found[name] - array).max() <= 100 * np.finfo(np.float64).eps * np.abs(array).max()
+        assert np.abs(found[name] - array).max() <= allowed * np.abs(array).max()
     assert "Transpose" not in operators or operators["Transpose"] == 1  # of the image's patches, or of a tied head
     assert operators["Attention"] == 2
     for node in model.graph:
