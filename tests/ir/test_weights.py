@@ -45,9 +45,8 @@ EXPRESSIONS: dict[str, tuple[Weight, np.ndarray]] = {
 def test_any_region_is_the_region_of_the_whole(name: str, data: st.DataObject) -> None:
     weight, expected = EXPRESSIONS[name]
     assert weight.shape == expected.shape
-    region = tuple(
-        slice(*sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True)))) for n in weight.shape
-    )
+    ends = [st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True) for n in weight.shape]
+    region = tuple(slice(*sorted(data.draw(each))) for each in ends)
     # Two orders of at most 7 additions of numbers of size 3.
     assert np.abs(weight.read(region) - expected[region]).max(initial=0.0) <= 7 * 3 * np.finfo(float).eps
 

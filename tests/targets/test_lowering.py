@@ -19,9 +19,9 @@ from rewrite.ir.program import Program, save_model
 from rewrite.targets import TARGETS, OrtCpu, OrtCuda, open_session
 from rewrite.targets.target import SESSION_FILE
 
-EMITTED = {"Gelu", 
-    "Attention", "RotaryEmbedding", "MatMul", "Add", "Where", "Squeeze", "Reshape", "Shape", "Concat", "Expand", "Cos",
-    "Sin", "Mul",
+EMITTED = {
+    "Gelu", "Attention", "RotaryEmbedding", "MatMul", "Add", "Where", "Squeeze", "Reshape", "Shape", "Concat", "Expand",
+    "Cos", "Sin", "Mul",
 }  # fmt: skip
 
 
