@@ -207,7 +207,7 @@ def main() -> NoReturn:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
-    except Exception as error:
+    except Exception as error:  # the parser has its own copies of its classes; anything else is raised again
         if type(error).__module__.partition(".")[0] not in ("click", "typer"):
             raise
         explain = getattr(error, "format_message", None)
