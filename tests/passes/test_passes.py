@@ -11,6 +11,7 @@ from pass_examples import EXAMPLES, PRE_LN
 import rewrite.passes
 from rewrite.ir.program import Program
 from rewrite.passes import PASSES, CenterResidual, FoldNorm, FoldScale
+from rewrite.proof import prove
 from rewrite.rule import Applied, apply_pass, explain
 
 BY_NAME = {rule.name: rule for rule in PASSES}
@@ -129,6 +130,8 @@ def test_a_mutant_computes_another_function(name: str, mutant) -> None:
     assert difference(before, after, inputs) <= 1.0, "the positive control"
     assert difference(before, mutant(after), inputs) > 1e4
     assert difference(before, after, inputs) <= 1.0, "a mutant is a clone"
+    assert prove(before.model, after.model).verdict.holds, "the positive control of the proof"
+    assert not prove(before.model, mutant(after).model).verdict.holds
 
 
 def test_an_untied_head_costs_what_the_record_says() -> None:
@@ -154,3 +157,4 @@ def test_centring_an_rmsnorm_network_is_refused_and_would_be_wrong() -> None:
     assert outcome.refusal.requirement == "R2"
     (mutant,) = MUTANTS["a network that must be refused"]
     assert difference(before, mutant(before), feed(before)) > 1e4
+    assert not prove(before.model, mutant(before).model).verdict.holds
