@@ -24,6 +24,7 @@ from rewrite.ir.constants import is_constant, weight_behind
 from rewrite.ir.edit import ORIGIN, Editor
 from rewrite.ir.program import Program
 from rewrite.ir.weights import Add, Weight
+from rewrite.proof.transforms import Step
 
 # ------------------------------------------------------------------------------------------------- what a pass declares
 
@@ -238,10 +239,15 @@ class Change:
         """Give a value whose meaning changed a name that no value of the original has."""
         value.name = self.editor.name(f"{value.name}.{suffix}")
 
-    def relate(self, value: ir.Value, transform: str, axis: int) -> None:
-        """Record that `value` is now the original's value of the same name, transformed along `axis`."""
-        step = {"transform": transform, "axis": axis, "pass": self.pass_name}
+    def relate(self, value: ir.Value, transform: str | Step, axis: int) -> None:
+        """Record that `value` is now the original's value of the same name, transformed along `axis`.
+
+        `transform` is "centre", or a transform or shift of `rewrite.proof.transforms`, which gets an id.
+        """
         name = value.name or ""
+        if not isinstance(transform, str):
+            transform = self.program.register(transform)
+        step = {"transform": transform, "axis": axis, "pass": self.pass_name}
         earlier = steps(self.program.relations.get(name))
         self.program.relations[name] = (
             step if not earlier else {"transform": "composition", "steps": [*earlier, step], "pass": self.pass_name}

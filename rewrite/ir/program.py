@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -39,7 +40,8 @@ class Program:
 
     `model` is the graph passes edit; `original` the raw capture that proofs and checks refer to, never edited. They
     share their tensors. `records` is what passes did and refused, in order; `relations` says for a value of `model` how
-    it relates to the value of the same name in `original` where that is not the identity.
+    it relates to the value of the same name in `original` where that is not the identity; the transforms they name are
+    in `transforms`.
     """
 
     model: ir.Model
@@ -47,12 +49,22 @@ class Program:
     source: str = ""
     records: list = field(default_factory=list)
     relations: dict[str, dict] = field(default_factory=dict)
+    transforms: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def captured(cls, model: ir.Model, source: str = "") -> Program:
         """A fresh program: nothing rewritten yet."""
         _round_attributes(model)
         return cls(model=model.clone(), original=model, source=source)
+
+    def register(self, transform: Any) -> str:
+        """The id under which relations name `transform`: its kind and a number, the same for equal transforms."""
+        for name, known in self.transforms.items():
+            if known == transform:
+                return name
+        name = f"{transform.kind}-{len(self.transforms)}"
+        self.transforms[name] = transform
+        return name
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -61,7 +73,8 @@ class Program:
 
     def clone(self) -> Program:
         """A program that can be rewritten without touching this one; tensors are shared."""
-        return Program(self.model.clone(), self.original, self.source, list(self.records), dict(self.relations))
+        own = (list(self.records), dict(self.relations), dict(self.transforms))
+        return Program(self.model.clone(), self.original, self.source, *own)
 
     def save(self, path: str | Path, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Write `model` to `path` and its weights to `path` + `.data`, one tensor in memory at a time.

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +34,21 @@ def whole(shape: Sequence[int]) -> Region:
     return tuple(slice(0, size) for size in shape)
 
 
+def cut_blocks(shape: Sequence[int], mixed: frozenset[int], elements: int = BLOCK_ELEMENTS) -> Iterator[Region]:
+    """Regions that cover `shape`, cut along the first axis that is not `mixed`; one region where all are.
+
+    >>> list(cut_blocks((4, 6), frozenset({0}), 12))
+    [(slice(0, 4, None), slice(0, 3, None)), (slice(0, 4, None), slice(3, 6, None))]
+    """
+    axis = next((axis for axis in range(len(shape)) if axis not in mixed), None)
+    if axis is None:
+        yield whole(shape)
+        return
+    step = max(1, elements * shape[axis] // max(1, math.prod(shape)))
+    for start in range(0, shape[axis], step):
+        yield (*whole(shape[:axis]), slice(start, min(start + step, shape[axis])), *whole(shape[axis + 1 :]))
+
+
 def row_blocks(shape: Sequence[int], elements: int = BLOCK_ELEMENTS) -> Iterator[Region]:
     """Regions that cover `shape` in order of rows, each of at most `elements` elements (or one row)."""
     if not shape:
@@ -47,6 +63,9 @@ class Weight(ABC):
     """A tensor of real numbers: `shape`, and `read` for any region of it in float64."""
 
     shape: tuple[int, ...]
+
+    mixed: frozenset[int] = frozenset()
+    """Axes along which some entries cost as much as all: whoever reads all of it does not cut it there."""
 
     @abstractmethod
     def read(self, region: Region) -> np.ndarray:
@@ -119,6 +138,10 @@ class Transpose(Weight):
             inner[axis] = taken
         return self.inner.read(tuple(inner)).transpose(self.permutation)
 
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return frozenset(place for place, axis in enumerate(self.permutation) if axis in self.inner.mixed)
+
 
 @dataclass(frozen=True, eq=False)
 class Reshape(Weight):
@@ -129,6 +152,10 @@ class Reshape(Weight):
 
     def read(self, region: Region) -> np.ndarray:
         return self.inner.numpy().reshape(self.shape)[region]
+
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return frozenset(range(len(self.shape))) if self.inner.mixed else frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +171,10 @@ class Slice(Weight):
 
     def read(self, region: Region) -> np.ndarray:
         return self.inner.read(tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(self.region, region)))
+
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return self.inner.mixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +200,10 @@ class Concat(Weight):
             offset += size
         return np.concatenate(pieces, axis=self.axis)
 
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return frozenset().union(*(part.mixed for part in self.parts))
+
 
 @dataclass(frozen=True, eq=False)
 class Stack(Weight):
@@ -182,6 +217,10 @@ class Stack(Weight):
 
     def read(self, region: Region) -> np.ndarray:
         return np.stack([part.read(region[1:]) for part in self.parts[region[0]]])
+
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return frozenset(axis + 1 for part in self.parts for axis in part.mixed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +241,10 @@ class Scale(Weight):
         factor = self.factor.read((region[self.axis],))
         return self.inner.read(region) * factor.reshape([-1 if i == self.axis else 1 for i in range(len(self.shape))])
 
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return self.inner.mixed
+
 
 @dataclass(frozen=True, eq=False)
 class Center(Weight):
@@ -219,6 +262,48 @@ class Center(Weight):
         values = self.inner.read(full)
         values = values - centred_mean(values, self.axis)
         return values[tuple(region[i] if i == self.axis else slice(None) for i in range(len(region)))]
+
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return self.inner.mixed | {self.axis}
+
+
+class Map(Protocol):
+    """A linear map of one axis, from `size` channels to `width` (`rewrite.proof.transforms`)."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def apply(self, x: np.ndarray, axis: int = -1) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Transformed(Weight):
+    """`inner` with `map` applied along `axis`: W·T on the last axis, TᵀW on the first."""
+
+    inner: Weight
+    map: Map
+    axis: int
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        if self.inner.shape[self.axis] != self.map.size:
+            raise ValueError(
+                f"{self.map} maps {self.map.size} channels, axis {self.axis} of {self.inner.shape} has not"
+            )
+        return (*self.inner.shape[: self.axis], self.map.width, *self.inner.shape[self.axis + 1 :])
+
+    def read(self, region: Region) -> np.ndarray:
+        full = (*region[: self.axis], slice(0, self.inner.shape[self.axis]), *region[self.axis + 1 :])
+        mapped = self.map.apply(self.inner.read(full), self.axis)
+        return mapped[tuple(region[i] if i == self.axis else slice(None) for i in range(len(region)))]
+
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return self.inner.mixed | {self.axis}
 
 
 def centred_mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -242,6 +327,10 @@ class Add(Weight):
         for part in self.parts[1:]:
             total = total + part.read(region)
         return total
+
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return frozenset().union(*(part.mixed for part in self.parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,7 +369,7 @@ class MaterializedTensor(ir.LazyTensor):
     def numpy(self) -> np.ndarray:
         shape = tuple(self.shape.numpy())
         result = np.empty(shape, self.dtype.numpy())
-        for region in row_blocks(shape):
+        for region in cut_blocks(shape, self.weight.mixed):
             result[region] = self.rounded(region)
         return result
 
@@ -288,6 +377,10 @@ class MaterializedTensor(ir.LazyTensor):
         return self.numpy().tobytes()
 
     def tofile(self, file) -> None:
+        if 0 in self.weight.mixed:
+            # What mixes rows is evaluated by columns, which no file takes in order.
+            file.write(np.ascontiguousarray(self.numpy()).data)
+            return
         for region in row_blocks(tuple(self.shape.numpy())):
             file.write(np.ascontiguousarray(self.rounded(region)).tobytes())
 
