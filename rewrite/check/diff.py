@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.check.compare import DIFFERENT, SEVERITY, WITHIN, Comparison, compare
-from rewrite.check.localize import Localization, localize
+from rewrite.check.localize import Localization, Step, localize
 from rewrite.check.noise import Noise, TwoPrecisions, norm, two_precisions, typical, unit_roundoff
 from rewrite.check.plot import Point, error_plot
 from rewrite.check.reference import evaluate, storage_dtype
@@ -123,6 +123,7 @@ def diff_models(
     inputs: Sequence[Mapping[str, np.ndarray]],
     *,
     relations: Mapping[str, Mapping] | None = None,
+    transforms: Mapping[str, Step] | None = None,
     layers: bool = False,
     run: bool = True,
     artifact: str | Path | None = None,
@@ -133,7 +134,7 @@ def diff_models(
     The noise is a's own error, run unoptimized in ONNX Runtime; without `run`, or where ONNX Runtime has no kernels for
     the type, that of a float32 evaluation scaled to the storage type. b runs with `options` (unoptimized where None)
     and from the file `artifact` where that is given, so that what is deployed is what is judged. Outputs pair by name,
-    or by position where no name is shared.
+    or by position where no name is shared. `relations` and `transforms` are those of `localize`.
     """
     pairs = _paired_outputs(a, b)
     unrounded = any(isinstance(v.const_value, MaterializedTensor) for v in b.graph.initializers.values())
@@ -163,7 +164,7 @@ def diff_models(
                 error = _relative(free[1][other], free[0][name], noise)
                 precisions = two_precisions(error, max((ran or judged).relative, noise.relative), noise.dtype)
             rows.append(OutputRow(name, index, judged, ran, precisions))
-    located = localize(a, b, inputs[0], relations=relations) if layers and inputs else None
+    located = localize(a, b, inputs[0], relations=relations, transforms=transforms) if layers and inputs else None
     return Difference(tuple(rows), located)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -18,89 +19,38 @@ import onnx_ir as ir
 from rewrite.check.noise import BUG_FACTOR, NOISE_LIMIT, Noise, norm, unit_roundoff
 from rewrite.check.operators import operator_name
 from rewrite.check.reference import storage_dtype, values_of
-from rewrite.ir.weights import Weight
+from rewrite.ir.weights import centred_mean
 
 PASS_KEY = "rewrite.pass"
 """Where a node says which pass made it."""
 
-Transform = Callable[[np.ndarray, Mapping], np.ndarray]
-TRANSFORMS: dict[str, Transform] = {}
+
+class Step(Protocol):
+    """A change of basis or a shift of `rewrite.proof.transforms`, as far as a comparison needs it."""
+
+    def apply(self, x: np.ndarray, axis: int = -1) -> np.ndarray: ...
 
 
-def transform(name: str) -> Callable[[Transform], Transform]:
-    """Enter `f(value, relation) -> value` as the transform `name` of a relation."""
+def carried(value: np.ndarray, relation: Mapping, transforms: Mapping[str, Step]) -> np.ndarray:
+    """v·T + c in float64: `value` through the steps of its relation, first to last.
 
-    def enter(function: Transform) -> Transform:
-        TRANSFORMS[name] = function
-        return function
-
-    return enter
-
-
-def _constant(relation: Mapping) -> np.ndarray:
-    constant = relation["constant"]
-    if isinstance(constant, Weight) or hasattr(constant, "numpy"):
-        constant = constant.numpy()
-    return np.asarray(constant, np.float64)
-
-
-def _axis(value: np.ndarray, relation: Mapping) -> int:
-    axis = relation.get("axis", -1)
-    return axis + value.ndim if axis < 0 else axis
-
-
-def _along(vector: np.ndarray, value: np.ndarray, axis: int) -> np.ndarray:
-    return vector if vector.ndim == 0 else vector.reshape([-1 if i == axis else 1 for i in range(value.ndim)])
-
-
-@transform("identity")
-def _identity(value: np.ndarray, relation: Mapping) -> np.ndarray:
+    Raises KeyError for a transform that is neither "identity" nor "centre" nor one of `transforms`, and ValueError or
+    IndexError where one does not fit the value.
+    """
+    for step in steps_of(relation):
+        name, axis = step["transform"], step.get("axis", -1)
+        if name == "centre":
+            value = value - centred_mean(value, axis)
+        elif name != "identity":
+            value = transforms[name].apply(value, axis)
     return value
 
 
-@transform("centre")
-def _centre(value: np.ndarray, relation: Mapping) -> np.ndarray:
-    """v·P, P = I − 11ᵀ/d; the mean is corrected once, since what is left of it is rounding."""
-    axis = _axis(value, relation)
-    centred = value - value.mean(axis=axis, keepdims=True)
-    return centred - centred.mean(axis=axis, keepdims=True)
-
-
-@transform("scale")
-def _scale(value: np.ndarray, relation: Mapping) -> np.ndarray:
-    """v·diag(constant), or a scalar constant."""
-    return value * _along(_constant(relation), value, _axis(value, relation))
-
-
-@transform("shift")
-def _shift(value: np.ndarray, relation: Mapping) -> np.ndarray:
-    """v + constant."""
-    return value + _along(_constant(relation), value, _axis(value, relation))
-
-
-@transform("permutation")
-def _permutation(value: np.ndarray, relation: Mapping) -> np.ndarray:
-    """Entry i of the result is entry constant[i] of v."""
-    return np.take(value, _constant(relation).astype(np.int64), axis=_axis(value, relation))
-
-
-@transform("dense")
-def _dense(value: np.ndarray, relation: Mapping) -> np.ndarray:
-    """v·T with T (d, d′) the constant; an axis of heads·d is taken head by head."""
-    matrix, axis = _constant(relation), _axis(value, relation)
-    moved = np.moveaxis(value, axis, -1)
-    if moved.shape[-1] == matrix.shape[0]:
-        return np.moveaxis(moved @ matrix, -1, axis)
-    heads = moved.reshape(*moved.shape[:-1], -1, matrix.shape[0]) @ matrix
-    return np.moveaxis(heads.reshape(*moved.shape[:-1], -1), -1, axis)
-
-
-@transform("composition")
-def _composition(value: np.ndarray, relation: Mapping) -> np.ndarray:
-    """The transforms of `steps`, first to last."""
-    for step in relation["steps"]:
-        value = TRANSFORMS[step["transform"]](value, step)
-    return value
+def steps_of(relation: Mapping) -> Sequence[Mapping]:
+    """The steps that a relation is composed of, first to last; none for the identity."""
+    if relation.get("transform", "identity") == "identity":
+        return ()
+    return relation["steps"] if relation["transform"] == "composition" else (relation,)
 
 
 @dataclass(frozen=True)
@@ -154,14 +104,15 @@ def localize(
     inputs: Mapping[str, np.ndarray],
     *,
     relations: Mapping[str, Mapping] | None = None,
+    transforms: Mapping[str, Step] | None = None,
     unrounded: bool = False,
     dtype: np.dtype | type | None = None,
 ) -> Localization:
     """Compare all values of two graphs on one set of inputs.
 
-    `relations[name]` is {"transform": a key of `TRANSFORMS`, "axis": int, "constant": array or weight}, the identity
-    where absent. `dtype` is the storage type, that of most weights unless given: the noise is measured in float32 and
-    scaled by the ratio of roundoffs.
+    `relations[name]` is {"transform": "centre" or a key of `transforms`, "axis": int}, or {"transform": "composition",
+    "steps": several of those}, the identity where absent. `dtype` is the storage type, that of most weights unless
+    given: the noise is measured in float32 and scaled by the ratio of roundoffs.
     With `unrounded`, rewritten weights keep float64 and the limit is that of `two_precisions`.
     """
     relations, dtype = relations or {}, np.dtype(storage_dtype(original) if dtype is None else dtype)
@@ -174,7 +125,7 @@ def localize(
         node = producers.get(name)
         if node is None:
             continue
-        row = _compare(name, node, value, partners, relations.get(name, {}), unrounded, dtype)
+        row = _compare(name, node, value, partners, relations.get(name, {}), transforms or {}, unrounded, dtype)
         if isinstance(row, str):
             skipped[row] += 1
             continue
@@ -220,6 +171,7 @@ def _compare(
     value: np.ndarray,
     partners: _Partners,
     relation: Mapping,
+    transforms: Mapping[str, Step],
     unrounded: bool,
     dtype: np.dtype,
 ) -> ValueRow | str:
@@ -229,12 +181,11 @@ def _compare(
         return "new"
     if value.dtype.kind != "f":
         return "of integers"
-    kind = relation.get("transform", "identity")
-    if kind not in TRANSFORMS:
-        return f"with unknown relation {kind}"
     try:
-        exact, run = (TRANSFORMS[kind](x, relation) for x in pair)
-    except (ValueError, IndexError, KeyError):
+        exact, run = (carried(np.asarray(x, np.float64) if relation else x, relation, transforms) for x in pair)
+    except KeyError as error:
+        return f"with unknown relation {error.args[0]}"
+    except (ValueError, IndexError):
         return "of another shape"
     if exact.shape != value.shape:
         return "of another shape"
@@ -254,7 +205,7 @@ def _compare(
         node=node.name or name,
         operator=operator_name(node),
         made_by=node.metadata_props.get(PASS_KEY, ""),
-        relation=kind,
+        relation=" · ".join(step["transform"] for step in steps_of(relation)) or "identity",
         relative=error / size if size else (math.inf if error else 0.0),
         noise=noise.norm * scale / size if size else 0.0,
         ratio=ratio,

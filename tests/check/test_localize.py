@@ -12,10 +12,11 @@ from graphs import MLP, graph, mlp_inputs, mlp_weights
 
 from rewrite.check.compare import DIFFERENT
 from rewrite.check.diff import diff_models
-from rewrite.check.localize import TRANSFORMS, localize
+from rewrite.check.localize import carried, localize
 from rewrite.check.noise import unit_roundoff
 from rewrite.ir import weights as lazy
 from rewrite.ir.program import save_model
+from rewrite.proof import transforms
 
 ORIGINAL = graph(MLP, mlp_weights())
 INPUTS = mlp_inputs()
@@ -96,25 +97,79 @@ def test_unrounded_constants_show_a_bug_that_rounding_would_hide():
     assert localize(original, rewritten, INPUTS, relations=relations, unrounded=True).first.name == "h"
 
 
-def test_transforms_are_their_formulas():
+def test_a_relation_is_its_formula():
     rng = np.random.default_rng(2)
-    v, vector, matrix = rng.standard_normal((2, 3, 4)), rng.standard_normal(3), rng.standard_normal((4, 5))
-    block = rng.standard_normal((2, 2))
+    v, vector = rng.standard_normal((2, 3, 4)), rng.standard_normal(3) + 3
+    turned, block = np.linalg.qr(rng.standard_normal((4, 4)))[0], rng.standard_normal((2, 2))
+    steps = {
+        "scale": transforms.Scaling(vector),
+        "shift": transforms.Shift(vector),
+        "order": transforms.Selection(3, (2, 0, 1)),
+        "turn": transforms.Orthogonal(turned),
+        "heads": transforms.Repeated(transforms.Invertible(block), 2),
+        "mix": transforms.Hadamard(4, seed=1),
+        "less": transforms.Isometry(4),
+    }
 
-    def apply(name, **relation):
-        return TRANSFORMS[name](v, relation)
+    def apply(name, axis=-1):
+        return carried(v, {"transform": name, "axis": axis}, steps)
 
     assert apply("identity") is v
-    np.testing.assert_allclose(apply("centre", axis=1), v - v.mean(1, keepdims=True), atol=2.0**-50)
-    np.testing.assert_array_equal(apply("scale", axis=1, constant=vector), v * vector[:, None])
-    np.testing.assert_array_equal(apply("scale", constant=2.0), 2 * v)
-    np.testing.assert_array_equal(apply("shift", axis=-2, constant=vector), v + vector[:, None])
-    np.testing.assert_array_equal(apply("permutation", axis=1, constant=[2, 0, 1]), v[:, [2, 0, 1]])
-    np.testing.assert_array_equal(apply("dense", axis=-1, constant=matrix), v @ matrix)
-    np.testing.assert_allclose(apply("dense", axis=2, constant=block), v @ np.kron(np.eye(2), block), atol=2.0**-48)
-    np.testing.assert_array_equal(apply("dense", axis=-1, constant=lazy.Constant(matrix)), v @ matrix)
-    scale, turn = {"transform": "scale", "constant": 2.0}, {"transform": "dense", "axis": -1, "constant": matrix}
-    np.testing.assert_array_equal(apply("composition", steps=[scale, turn]), (2 * v) @ matrix)
+    assert carried(v, {}, steps) is v
+    np.testing.assert_allclose(apply("centre", 1), v - v.mean(1, keepdims=True), atol=2.0**-50)
+    np.testing.assert_array_equal(apply("scale", 1), v * vector[:, None])
+    np.testing.assert_array_equal(apply("shift", -2), v + vector[:, None])
+    np.testing.assert_array_equal(apply("order", 1), v[:, [2, 0, 1]])
+    np.testing.assert_array_equal(apply("turn"), v @ turned)
+    np.testing.assert_allclose(apply("heads", 2), v @ np.kron(np.eye(2), block), atol=2.0**-48)
+    np.testing.assert_allclose(apply("mix"), v @ steps["mix"].matrix(), atol=2.0**-48)
+    assert apply("less").shape == (2, 3, 3)
+    both = {"transform": "composition", "steps": [{"transform": "scale", "axis": 1}, {"transform": "turn", "axis": -1}]}
+    np.testing.assert_array_equal(carried(v, both, steps), (v * vector[:, None]) @ turned)
+    with pytest.raises(KeyError, match="gone"):
+        apply("gone")
+
+
+def rotated_pair(step) -> tuple[ir.Model, ir.Model, dict]:
+    """h = xW, y = hV; rewritten, W absorbs a transform and V its dual."""
+    text = "g (float[n,8] x) => (float[n,4] y) { h = MatMul(x, w) y = MatMul(h, v) }"
+    rng = np.random.default_rng(5)
+    stored = {"w": rng.standard_normal((8, 8)), "v": rng.standard_normal((8, 4))}
+    stored = {name: array.astype(np.float32) for name, array in stored.items()}
+    wide = {"w": lazy.Transformed(lazy.Constant(stored["w"]), step, 1)}
+    wide["v"] = lazy.Transformed(lazy.Constant(stored["v"]), step.dual, 0)
+    made = {name: lazy.MaterializedTensor(weight, ir.DataType.FLOAT, name=name) for name, weight in wide.items()}
+    return graph(text, stored), graph(text, made), {"h": {"transform": "t", "axis": -1, "pass": "rotate"}}
+
+
+@pytest.mark.parametrize("unrounded", [False, True])
+@pytest.mark.parametrize(
+    "step",
+    [
+        transforms.Hadamard(8, seed=3),
+        transforms.Hadamard(8, scale=0.25),
+        transforms.Scaling(2.0 ** np.arange(-4, 4) * 1.1),
+        transforms.Orthogonal(np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]),
+        transforms.Repeated(transforms.Invertible(np.random.default_rng(1).standard_normal((4, 4))), 2),
+        transforms.Selection(8, (3, 1, 0, 2, 7, 6, 5, 4)),
+    ],
+    ids=lambda step: step.kind,
+)
+def test_a_changed_basis_stays_comparable(step, unrounded):
+    original, rewritten, relations = rotated_pair(step)
+    found = localize(original, rewritten, INPUTS, relations=relations, transforms={"t": step}, unrounded=unrounded)
+    assert found.first is None
+    assert [row.relation for row in found.rows] == ["t", "identity"]
+    assert localize(original, rewritten, INPUTS, unrounded=unrounded).first.name == "h"
+    wrong = transforms.Hadamard(8, seed=4)
+    departs = localize(original, rewritten, INPUTS, relations=relations, transforms={"t": wrong}, unrounded=unrounded)
+    assert departs.first.name == "h"
+    assert (
+        diff_models(
+            original, rewritten, [INPUTS], relations=relations, transforms={"t": step}, layers=True
+        ).layers.first
+        is None
+    )
 
 
 def test_values_of_another_shape_or_relation_are_skipped_and_counted():
