@@ -14,13 +14,11 @@ import onnx_ir as ir
 
 from rewrite.proof import forms
 from rewrite.proof.constants import Stored, same_values
-from rewrite.proof.dimensions import Dim
 from rewrite.proof.forms import Form
-from rewrite.proof.linear import Centre, Match
 from rewrite.proof.relation import Verdict
 from rewrite.proof.table import Stranger, Table
-from rewrite.proof.values import Value
-from rewrite.proof.walk import Walk
+from rewrite.proof.transforms import Step
+from rewrite.proof.walk import Relation, Walk
 
 
 @dataclass
@@ -49,18 +47,21 @@ def prove(
     rewritten: ir.Model,
     *,
     claims: Mapping[str, Mapping[str, object]] | None = None,
+    transforms: Mapping[str, Step] | None = None,
 ) -> Proof:
     """Prove that `rewritten` computes `original`, or say where the proof stops.
 
-    `claims` are a certificate's relations (value name → {"transform", "axis"}): each is checked against the normal
-    forms, and a false one spoils the verdict, because then something that was written down is not true.
+    `claims` are a certificate's relations (value name → {"transform", "axis"}) and `transforms` what they name. Each is
+    checked where its value is computed, and a false one spoils the verdict, because then something that was written
+    down is not true. One that names no value of the rewritten graph says nothing.
     """
     interface = _interface(original, rewritten)
     if interface is not None:
         return Proof(interface)
     table = Table()
     first = Walk(original, "original", table)
-    second = Walk(rewritten, "rewritten", table, partner=first)
+    relations = {name: _relation(name, claim, transforms or {}) for name, claim in (claims or {}).items()}
+    second = Walk(rewritten, "rewritten", table, partner=first, relations=relations)
     for walk in (first, second):
         try:
             walk.run()
@@ -72,7 +73,7 @@ def prove(
     names = [value.name or "" for value in original.graph.outputs]
     try:
         outputs = {name: _output(first, second, name) for name in names}
-        checked = {name: _claim(first, second, name, claim) for name, claim in (claims or {}).items()}
+        checked = dict(second.related)
     except Exception as error:  # noqa: BLE001 - as above
         return Proof(Verdict("UNKNOWN", node=second.node, reason=str(error) or type(error).__name__))
     proof = Proof(
@@ -202,28 +203,14 @@ def _operand_numbers(key: tuple[object, ...]) -> list[int]:
     return []
 
 
-def _claim(first: Walk, second: Walk, name: str, claim: Mapping[str, object]) -> bool:
-    """Whether the rewritten value `name` is what the certificate says of the original's value of that name."""
-    theirs: Value | None = first.values.get(str(claim.get("partner", name)))
-    ours: Value | None = second.values.get(name)
-    if theirs is None or ours is None:
-        return False
-    expected = first.form(theirs)
+def _relation(name: str, claim: Mapping[str, object], transforms: Mapping[str, Step]) -> Relation:
+    """A claim as it is checked. An unknown transform stays a name, of which nothing is true."""
+    steps: list[tuple[Step | str, int]] = []
     for step in claim.get("steps") or [claim]:  # type: ignore[union-attr]
-        transform = step.get("transform", "identity")  # type: ignore[union-attr]
-        if transform == "identity":
-            continue
-        axis = int(str(step.get("axis", -1)))  # type: ignore[union-attr]
-        size: Dim = expected.shape[axis]
-        if transform != "centre" or size.constant is None:
-            # A transform that is not known here cannot be checked, and what cannot be checked is not true.
-            return False
-        expected = first.mapped(expected, axis, Centre(size.constant))
-    outcome = second.table.match(second.form(ours), expected)
-    if isinstance(outcome, Match):
-        second.table.commit(outcome, name)
-        return True
-    return False
+        transform = str(step.get("transform", "identity"))  # type: ignore[union-attr]
+        if transform != "identity":
+            steps.append((transforms.get(transform, transform), int(str(step.get("axis", -1)))))  # type: ignore[union-attr]
+    return Relation(str(claim.get("partner", name)), tuple(steps))
 
 
 __all__ = ["Proof", "forms", "prove"]

@@ -289,6 +289,45 @@ class Joined(Constant):
         return np.concatenate(pieces, axis=self.axis)
 
 
+@dataclass(frozen=True, eq=False)
+class Grouped(Constant):
+    """The block-diagonal matrix (groups·k, out) of a grouped convolution, of its kernel's rows `inner` (out, k)."""
+
+    inner: Constant
+    groups: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.groups * self.inner.shape[1], self.inner.shape[0])
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("grouped", self.groups, self.inner.key)
+
+    @property
+    def stored(self) -> Stored | None:
+        return self.inner.stored
+
+    @property
+    def kind(self) -> str:
+        return self.inner.kind
+
+    def raw(self, region: Region) -> np.ndarray:
+        rows, columns = region
+        width, height = self.inner.shape[1], self.inner.shape[0] // self.groups
+        result: np.ndarray | None = None
+        for group in range(rows.start // width, -(-rows.stop // width)):
+            top, bottom = max(rows.start, group * width), min(rows.stop, (group + 1) * width)
+            left, right = max(columns.start, group * height), min(columns.stop, (group + 1) * height)
+            block = self.inner.raw((slice(left, max(left, right)), slice(top - group * width, bottom - group * width)))
+            if result is None:
+                result = np.zeros((rows.stop - rows.start, columns.stop - columns.start), block.dtype)
+            if left < right:
+                within = slice(left - columns.start, right - columns.start)
+                result[top - rows.start : bottom - rows.start, within] = block.T
+        return np.zeros((0, columns.stop - columns.start)) if result is None else result
+
+
 def sources(constant: Constant) -> Iterator[Stored]:
     """Every stored tensor whose entries occur in `constant`."""
     if isinstance(constant, Stored):
@@ -296,7 +335,7 @@ def sources(constant: Constant) -> Iterator[Stored]:
     elif isinstance(constant, Joined):
         for part in constant.parts:
             yield from sources(part)
-    elif isinstance(constant, Permuted | Reshaped | Sliced):
+    elif isinstance(constant, Permuted | Reshaped | Sliced | Grouped):
         yield from sources(constant.inner)
 
 

@@ -16,7 +16,8 @@ from functools import cached_property
 from typing import Any
 
 from rewrite.proof.dimensions import ONE, Dim, Shape, alike, broadcast, product
-from rewrite.proof.linear import Centre, Chain, Diagonal, Factor, Matrix, Mean, Scalar, Spread
+from rewrite.proof.linear import Centre, Chain, Diagonal, Exact, Factor, Matrix, Mean, Scalar, Spread
+from rewrite.proof.transforms import Repeated
 
 # ── Views ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -377,6 +378,10 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
         size_out = factor.constant.shape[1]
     elif isinstance(factor, Mean):
         size_out = 1
+    elif isinstance(factor, Exact):
+        if factor.transform.size != size_in:
+            return None
+        size_out = factor.transform.width
     else:
         size_out = size_in
     terms = []
@@ -398,6 +403,12 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
             terms.append(Term(term.atom, View(tuple(axes), term.view.fixed), 0, chains))
             continue
         atom_axis = term.whole(axis)
+        if atom_axis is None and isinstance(factor, Exact):
+            piece = _mapped_piece(term, axis, factor)
+            if piece is None:
+                return None
+            terms.append(piece)
+            continue
         if atom_axis is None or term.axis not in (None, atom_axis):
             return None
         new = term.mapped(axis, factor, atom_axis, Dim.of(size_out))
@@ -407,6 +418,20 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
             terms.append(new)
     shape = (*form.shape[:axis], Dim.of(size_out), *form.shape[axis + 1 :])
     return collect(shape, terms)
+
+
+def _mapped_piece(term: Term, axis: int, factor: Exact) -> Term | None:
+    """A square map of some digits of an atom's axis is a map of the whole axis, repeated: I ⊗ T ⊗ I."""
+    elements, transform = term.view.axes[axis], factor.transform
+    piece = elements[0] if len(elements) == 1 else None
+    if not isinstance(piece, Piece) or term.axis not in (None, piece.axis) or transform.width != transform.size:
+        return None
+    extent, stride = term.axis_size(piece.axis).constant, piece.stride.constant
+    if extent is None or stride is None or extent % (stride * transform.size):
+        return None
+    whole = Exact(Repeated(transform, extent // (stride * transform.size), stride))
+    chains = tuple(new for chain in term.chains if (new := chain.then(whole)) is not None)
+    return Term(term.atom, term.view, piece.axis, chains) if chains else None
 
 
 def diagonal(form: Form, axis: int, factor: Diagonal) -> Form | None:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from rewrite.proof.constants import Constant, Region, Sliced, Stored, permuted, same_values, sliced, sources
+from rewrite.proof.transforms import Copied, Isometry, LeftInverse, Reciprocal, Repeated, Scaling, Selection, Transform
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
@@ -111,7 +112,46 @@ class Spread:
         return ("spread", self.size)
 
 
-Factor = Matrix | Diagonal | Scalar | Centre | Mean | Spread
+@dataclass(frozen=True)
+class Exact:
+    """x ↦ x·T for a transform that is exactly what it says, and no constant of either graph."""
+
+    transform: Transform
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        return ("exact", self.transform.key)
+
+    def undoes(self, other: Factor | None) -> bool:
+        """Whether this map after `other` is no map at all."""
+        if not isinstance(other, Exact) or isinstance(other.transform, Isometry | LeftInverse):
+            return False
+        try:
+            return other.transform.inverse == self.transform
+        except ValueError:
+            return False
+
+    def select(self, start: int, stop: int) -> Exact | None:
+        """The map of the channels [start, stop) alone; None where it mixes them with others."""
+        values = diagonal_of(self.transform)
+        if values is None or isinstance(self.transform, Reciprocal):
+            return None
+        return Exact(Scaling(values[start:stop]))
+
+
+def diagonal_of(transform: Transform) -> np.ndarray | None:
+    """The vector that a diagonal map multiplies by (in float64: a reciprocal is rounded); None for other maps."""
+    if isinstance(transform, Scaling):
+        return transform.values
+    if isinstance(transform, Reciprocal):
+        return 1.0 / transform.scaling.values
+    if isinstance(transform, Repeated):
+        inner = diagonal_of(transform.inner)
+        return None if inner is None else np.tile(np.repeat(inner, transform.right), transform.left)
+    return None
+
+
+Factor = Matrix | Diagonal | Scalar | Centre | Mean | Spread | Exact
 
 
 @dataclass(frozen=True)
@@ -177,6 +217,12 @@ class Chain:
                 return None
             if isinstance(last, Spread):
                 return Chain(self.factors[:-1])
+        if isinstance(factor, Exact):
+            if factor.undoes(last):
+                return Chain(self.factors[:-1])
+            if isinstance(factor.transform, Isometry) and isinstance(last, Centre):
+                # An isometry onto the centred vectors does not see the mean.
+                return Chain((*self.factors[:-1], factor))
         return Chain((*self.factors, factor))
 
     def select(self, start: int, stop: int) -> Chain | None:
@@ -192,6 +238,8 @@ class Chain:
             elif isinstance(factor, Spread):
                 selected.append(Spread(stop - start))
                 return Chain((*self.factors[:index], *reversed(selected)))
+            elif isinstance(factor, Exact) and (part := factor.select(start, stop)) is not None:
+                selected.append(part)
             else:
                 return None
         return None
@@ -214,6 +262,8 @@ class Chain:
                 ends.append((factor.size, 1))
             elif isinstance(factor, Spread):
                 ends.append((1, factor.size))
+            elif isinstance(factor, Exact):
+                ends.append((factor.transform.size, factor.transform.width))
         return (ends[0][0], ends[-1][1]) if ends else (None, None)
 
 
@@ -266,6 +316,15 @@ def rows(factors: Sequence[Factor], taken: slice, size: int) -> Block:
         return rows(rest, taken, size).scaled(head.constant.read((taken,))[:, None])
     if isinstance(head, Centre):
         return centred(rows(rest, slice(0, size), size), axis=0, taken=taken)
+    if isinstance(head, Exact) and (values := diagonal_of(head.transform)) is not None:
+        # The reciprocal of a number was rounded before it multiplies.
+        block = rows(rest, taken, size).scaled(values[taken, None])
+        return replace(block, roundings=block.roundings + 1)
+    if isinstance(head, Exact) and rest:
+        width = head.transform.width
+        return transformed(rows(rest, slice(0, width), width), head.transform, taken)
+    if isinstance(head, Exact):
+        return followed(exact(np.eye(size)[taken]), head)
     if isinstance(head, Matrix):
         block = exact(head.constant.read((taken, slice(0, head.constant.shape[1]))))
     elif isinstance(head, Mean):
@@ -288,8 +347,27 @@ def centred(block: Block, axis: int, taken: slice = slice(None)) -> Block:
     return Block(value, 1, block.error[index] + slack, np.maximum(block.largest[index], np.abs(mean)))
 
 
+def transformed(block: Block, transform: Transform, taken: slice | None = None) -> Block:
+    """`block` times an exact transform: from the right, or T·block where `taken` says which rows of that."""
+    if taken is None:
+        value, absolute = transform.apply(block.value, -1), lambda x: transform.absolute(x, -1)
+    else:
+        value, absolute = transform.left(block.value), transform.absolute_left
+    magnitude = absolute(np.abs(block.value))
+    # `error` and `largest` of the block broadcast to its value, and an axis of size 1 is not summed over.
+    inexact = absolute(np.broadcast_to(block.error, block.value.shape)) if np.any(block.error) else 0.0
+    summed = inexact + transform.roundings * magnitude
+    mean = magnitude / transform.size
+    if taken is not None:
+        value = value[taken]
+        summed, mean = (part[taken] if np.shape(part)[0] != 1 else part for part in (summed, mean))
+    return Block(value, 0, summed, mean)
+
+
 def followed(block: Block, factor: Factor) -> Block:
     """`block` times `factor` from the right."""
+    if isinstance(factor, Exact):
+        return transformed(block, factor.transform)
     if isinstance(factor, Scalar):
         return block.scaled(factor.value)
     if isinstance(factor, Diagonal):
@@ -535,7 +613,12 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     """
     if size is None:
         return Mismatch("maps of unknown size")
+    moved = _moved(rewritten, original)
+    if isinstance(moved, Mismatch):
+        return moved
+    rewritten, original = moved
     every = [*rewritten, *original]
+    size = next((n for chain in every if (n := chain.sizes()[0]) is not None), size)
     if all(chain.diagonal_only for chain in every):
         # A diagonal is its row 1ᵀ·diag(c).
         rewritten = [Chain((Spread(size), *chain.factors)) for chain in rewritten]
@@ -544,17 +627,13 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     place = adjustable(rewritten)
     if place is None and rewritten and not all(_is_zero(chain) for chain in rewritten):
         return Mismatch("no shipped constant can be adjusted to make the maps equal")
-    width = max(1, every[0].sizes()[1] or 1)
-    step = max(1, READ_ELEMENTS // width)
-    windows = [slice(start, min(start + step, size)) for start in range(0, size, step)]
     reported = 0.0
-
-    def compared(taken: slice) -> float | Mismatch:
-        return _compare_rows(_resident(rewritten, taken), _resident(original, taken), place, taken, size, width)
-
     # The first window alone: most maps that differ do so at once, and are not worth a second thread.
     with ThreadPoolExecutor(2) as pool:
-        for found in chain_iterables((compared(windows[0]),), pool.map(compared, windows[1:])):
+        first, *others = _windows(rewritten, original, size)
+        for found in chain_iterables(
+            (_compare_window(first, place, size),), pool.map(lambda each: _compare_window(each, place, size), others)
+        ):
             if isinstance(found, Mismatch):
                 pool.shutdown(wait=True, cancel_futures=True)
                 return found
@@ -573,9 +652,132 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
         tuple(f.key for j, f in enumerate(rewritten[place.chain].factors) if j < place.factor),
         tuple(f.key for j, f in enumerate(rewritten[place.chain].factors) if j > place.factor),
     )
-    stored = place.constant.stored
-    demand = Demand(stored.name if stored else "", place.constant.key, value)
+    stored, layout = place.constant.stored, place.constant.key
+    if layout[:2] == ("permuted", (1, 0)) and not others and all(_transposable(chain) for chain in original):
+        # A matrix and its transpose are one tensor: what is asked of the one is said of the other.
+        layout, value = layout[2], ("solves", tuple(_transposed_key(chain) for chain in original), (), (), ())
+    demand = Demand(stored.name if stored else "", layout, value)
     return Match(reported, shipped(others) | {demand})
+
+
+def _moved(rewritten: Sequence[Chain], original: Sequence[Chain]) -> tuple[Sequence[Chain], Sequence[Chain]] | Mismatch:
+    """Exact transforms around what may be adjusted go to the other side: T·W′·S = M is W′ = T⁻¹·M·S⁻¹."""
+    while rewritten:
+        heads = {chain.body[0].key if chain.body else None for chain in rewritten}
+        head = rewritten[0].body[0] if rewritten[0].body else None
+        if len(heads) != 1 or not isinstance(head, Exact) or any(len(chain.body) < 2 for chain in rewritten):
+            break
+        undone = _undone_in_front(head.transform, original)
+        if undone is None:
+            return Mismatch("a transform that has no inverse stands in front")
+        rewritten = [_joined(chain.scalar, chain.body[1:]) for chain in rewritten]
+        original = undone
+    while rewritten:
+        tails = {chain.body[-1].key if chain.body else None for chain in rewritten}
+        tail = rewritten[0].body[-1] if rewritten[0].body else None
+        if len(tails) != 1 or not isinstance(tail, Exact) or any(len(chain.body) < 2 for chain in rewritten):
+            break
+        try:
+            inverse = Exact(tail.transform.inverse)
+        except ValueError:
+            return Mismatch("a transform that has no inverse stands behind")
+        rewritten = [_joined(chain.scalar, chain.body[:-1]) for chain in rewritten]
+        original = [ended for chain in original if (ended := chain.then(inverse)) is not None]
+    return rewritten, original
+
+
+def _joined(scalar: Scalar, body: Sequence[Factor]) -> Chain:
+    return Chain((scalar, *body)) if scalar != Scalar(1.0) else Chain(tuple(body))
+
+
+def _undone_in_front(transform: Transform, original: Sequence[Chain]) -> list[Chain] | None:
+    """T⁻¹·M for every M of the original; an isometry is undone where M reads centred vectors only."""
+    if isinstance(transform, Isometry):
+        centre = Centre(transform.size)
+        if not all(chain.body and chain.body[0] == centre for chain in original):
+            return None
+        inverse: Transform = LeftInverse(transform)
+        return [_joined(chain.scalar, (Exact(inverse), *chain.body[1:])) for chain in original]
+    try:
+        undo = Exact(transform.inverse)
+    except ValueError:
+        return None
+    result = []
+    for chain in original:
+        rest = chain.body[1:] if chain.body and isinstance(f := chain.body[0], Exact) and f.undoes(undo) else None
+        result.append(_joined(chain.scalar, (undo, *chain.body) if rest is None else rest))
+    return result
+
+
+def _transposable(chain: Chain) -> bool:
+    return all(isinstance(factor, Matrix | Diagonal | Scalar | Centre | Exact) for factor in chain.factors) and not any(
+        isinstance(factor, Exact) and isinstance(factor.transform, Isometry | LeftInverse | Selection | Copied)
+        for factor in chain.factors
+    )
+
+
+def _transposed_key(chain: Chain) -> tuple[Any, ...]:
+    """The key of Mᵀ for a product M: (A·B)ᵀ = Bᵀ·Aᵀ; Tᵀ is the dual of T⁻¹."""
+    body: list[Factor] = []
+    for factor in reversed(chain.body):
+        if isinstance(factor, Matrix):
+            body.append(Matrix(transposed(factor.constant)))
+        else:
+            body.append(Exact(factor.transform.inverse.dual) if isinstance(factor, Exact) else factor)
+    return _joined(chain.scalar, body).key
+
+
+WHOLE_ELEMENTS = 1 << 22
+"""Entries of a product whose rows are mixed that are held at a time (32 MiB of float64, a few times over)."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of two sums of chains, to be compared in steps of `step` rows."""
+
+    rewritten: Sequence[Chain]
+    original: Sequence[Chain]
+    taken: slice
+    step: int
+
+
+def _windows(rewritten: Sequence[Chain], original: Sequence[Chain], size: int) -> list[_Part]:
+    """The comparison cut into parts: by rows, or by columns where a row of the product rests on all rows."""
+    every = [*rewritten, *original]
+    width = max(1, *(chain.sizes()[1] or 1 for chain in every))
+    if not any(_mixes_rows(chain) for chain in every):
+        step, fine = max(1, READ_ELEMENTS // width), max(1, CACHED_ELEMENTS // width)
+        starts = range(0, size, step)
+        return [_Part(rewritten, original, slice(start, min(start + step, size)), fine) for start in starts]
+    parts, step = [], max(1, WHOLE_ELEMENTS // size)
+    for start in range(0, width, step):
+        cut = [[chain.select(start, min(start + step, width)) for chain in side] for side in (rewritten, original)]
+        if any(chain is None for side in cut for chain in side):
+            # Columns are mixed as well: all at once.
+            return [_Part(rewritten, original, slice(0, size), size)]
+        parts.append(_Part(cut[0], cut[1], slice(0, size), size))  # type: ignore[arg-type]
+    return parts
+
+
+def _mixes_rows(chain: Chain) -> bool:
+    """Whether a map of channels among themselves stands in front of the first matrix."""
+    for index, factor in enumerate(chain.body):
+        if isinstance(factor, Exact) and diagonal_of(factor.transform) is not None:
+            continue
+        if isinstance(factor, Exact | Centre):
+            return any(isinstance(behind, Matrix) for behind in chain.body[index:])
+        if not isinstance(factor, Diagonal):
+            return False
+    return False
+
+
+def _compare_window(part: _Part, place: Adjustable | None, size: int) -> float | Mismatch:
+    rewritten, original = _resident(part.rewritten, part.taken), _resident(part.original, part.taken)
+    if place is not None:
+        factor = rewritten[place.chain].factors[place.factor]
+        if isinstance(factor, Matrix | Diagonal):
+            place = replace(place, constant=factor.constant)
+    return _compare_rows(rewritten, original, place, part.taken, size, part.step)
 
 
 def _compare_rows(
@@ -584,12 +786,11 @@ def _compare_rows(
     place: Adjustable | None,
     taken: slice,
     size: int,
-    width: int,
+    step: int,
 ) -> float | Mismatch:
     """The largest distance in ulps over the rows `taken`, or why the maps differ; in steps that stay in the cache."""
     reported = 0.0
     worth = sensitivity(rewritten[place.chain], place) if place is not None else []
-    step = max(1, CACHED_ELEMENTS // width)
     for start in range(taken.start, taken.stop, step):
         part = slice(start, min(start + step, taken.stop))
         target, actual = _sum_rows(original, part, size), _sum_rows(rewritten, part, size)
@@ -669,7 +870,8 @@ def _resident(chains: Sequence[Chain], taken: slice) -> list[Chain]:
             elif isinstance(factor, Matrix) and leading:
                 values = factor.constant.raw((taken, slice(0, factor.constant.shape[1])))
                 factor = Matrix(_Window(factor.constant, taken.start, values))
-            leading = leading and isinstance(factor, Scalar | Diagonal)
+            diagonal = isinstance(factor, Exact) and diagonal_of(factor.transform) is not None
+            leading = leading and (diagonal or isinstance(factor, Scalar | Diagonal))
             factors.append(factor)
         result.append(Chain(tuple(factors)))
     return result

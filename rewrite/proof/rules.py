@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from rewrite.proof import forms
-from rewrite.proof.constants import Array, Constant, permuted, reshaped
+from rewrite.proof import forms, symmetry
+from rewrite.proof.constants import Array, Constant, Grouped, permuted, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
 from rewrite.proof.forms import Form, form_of
-from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Diagonal, Matrix, Mean, Scalar
+from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Matrix, Mean, Scalar, diagonal_of
+from rewrite.proof.transforms import Isometry, Repeated, Signs, Transform
 from rewrite.proof.values import Integers, Value
 
 if TYPE_CHECKING:
@@ -139,6 +140,12 @@ def times(walk: Walk, a: Form, b: Form) -> Form:
             core = _polynomial(walk, x, y)
         if core is not None:
             return core
+    peeled = symmetry.product(walk, a, b)
+    if peeled is not None:
+        result = times(walk, *peeled[:2])
+        for transform in peeled[3]:
+            result = walk.mapped(result, peeled[2], Exact(transform))
+        return result
     # What only repeats along an axis is the same factor as before it was repeated.
     a, b = forms.narrowed(a), forms.narrowed(b)
     narrow = broadcast(a.shape, b.shape)
@@ -216,6 +223,9 @@ def power(walk: Walk, form: Form, exponent: float) -> Form:
     """xᵖ. Exponents multiply where the product of powers is defined on as many numbers: (√x)² is not x below 0."""
     if exponent == 1.0:
         return form
+    peeled = symmetry.through_elementwise(walk, "Pow", form)
+    if peeled is not None:
+        return walk.mapped(power(walk, peeled[0], exponent), peeled[1], Exact(peeled[2]))
     number = walk.intern(form)
     known = walk.table.forms[number].atom
     if known is not None and known.key[0] == "power":
@@ -232,8 +242,35 @@ def power(walk: Walk, form: Form, exponent: float) -> Form:
 
 def rms(walk: Walk, form: Form, epsilon: float) -> Form:
     """x / √(mean(x²) + ε) over the last axis. ε is compared as a float32 number, in which it is always written."""
+    peeled = symmetry.peel(form, -1)
+    if peeled is not None:
+        inner, transform = peeled
+        values = diagonal_of(transform)
+        if transform.orthogonal and transform.width == transform.size:
+            return walk.mapped(rms(walk, inner, epsilon), -1, Exact(transform))
+        if isinstance(transform, Isometry) and not transform.reading:
+            # d − 1 channels of a·U: ‖x·a·U‖²/(d − 1) = ‖x·P‖²/d.
+            core = rms(walk, walk.mapped(inner, -1, Centre(transform.size)), epsilon)
+            return walk.mapped(core, -1, Exact(transform))
+        if values is not None and (values == values[0]).all() and values[0] > 0:
+            return rms(walk, inner, epsilon / float(values[0]) ** 2)
     walk.note_epsilon(epsilon)
-    return form_of(walk.atom(("rms", walk.intern(form), float(np.float32(epsilon))), form.shape))
+    number, size = walk.intern(form), form.shape[-1].constant
+    core = form_of(walk.atom(("rms", number, float(np.float32(epsilon))), form.shape))
+    # Of centred values it is centred, and whoever reads it may know.
+    centred = size is not None and _ends_centred(walk.table.forms[number])
+    return walk.mapped(core, -1, Centre(size or 0)) if centred else core
+
+
+def _ends_centred(form: Form) -> bool:
+    """Whether every term is centred on the last axis."""
+    axis = form.rank - 1
+    return bool(form.terms) and all(
+        term.axis is not None
+        and term.whole(axis) == term.axis
+        and all(chain.body and isinstance(chain.body[-1], Centre) for chain in term.chains)
+        for term in form.terms
+    )
 
 
 def _rms_core(walk: Walk, x: Form, y: Form) -> Form | None:
@@ -354,8 +391,35 @@ def matmul(walk, a, b):
     if left.kind != "f":
         return None
     if isinstance(b, Constant) and len(b.shape) == 2:
-        return walk.mapped(left, -1, Matrix(b))
+        return walk.mapped(left, -1, signs(walk, b) or Matrix(b))
+    if isinstance(a, Constant) and len(a.shape) == 2 and walk.form(b).rank >= 2:
+        # A·X maps the rows of X: X is read along its last axis but one.
+        behind = permuted(a, (1, 0))
+        return walk.mapped(walk.form(b), -2, signs(walk, behind) or Matrix(behind))
     return contraction(walk, left, walk.form(b))
+
+
+LARGEST_SIGNS = 1 << 12
+
+
+def signs(walk: Walk, constant: Constant) -> Exact | None:
+    """The exact map that a constant ±c is, where its signs are a Hadamard matrix; it is then used as it is."""
+    n = constant.shape[0]
+    if constant.shape != (n, n) or not 2 <= n <= LARGEST_SIGNS:
+        return None
+    first = constant.read((slice(0, 1), slice(0, n)))
+    scale = abs(float(first.flat[0]))
+    if not scale or (np.abs(first) != scale).any():
+        return None
+    values = constant.whole()
+    if (np.abs(values) != scale).any():
+        return None
+    try:
+        transform = Signs(np.sign(values).astype(np.int8), scale)
+    except ValueError:
+        return None
+    walk.pin(constant)
+    return Exact(transform)
 
 
 def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
@@ -363,6 +427,16 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
     if a.rank < 2 or b.rank < 2 or a.kind != "f":
         return None
     shape = (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    paired = symmetry.pairing(a, b)
+    if paired is not None:
+        return contraction(walk, *paired)
+    behind = symmetry.peel(b, -1)
+    if behind is not None:
+        inner = contraction(walk, a, behind[0])
+        return None if inner is None else walk.mapped(inner, -1, Exact(behind[1]))
+    headed = symmetry.heads(b)
+    if headed is not None and (result := _through_heads(walk, a, *headed)) is not None:
+        return result
 
     def contracted() -> Form:
         left, right, out = _without_scalars(a, b)
@@ -370,6 +444,24 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
         return forms.scaled(form_of(atom), out)
 
     return walk.bilinear(("contraction", walk.intern(a), walk.intern(b)), contracted)
+
+
+def _through_heads(walk: Walk, a: Form, b: Form, axis: int, transform: Transform) -> Form | None:
+    """(A·B)·T for a T that maps the channels of every head by themselves; `axis` is that of heads.
+
+    Heads and channels are joined into one axis, mapped, and taken apart again.
+    """
+    inner = contraction(walk, a, b)
+    if inner is None or inner.rank != b.rank or inner.shape[axis] != b.shape[axis]:
+        return None
+    outer = [i for i in range(inner.rank - 1) if i != axis]
+    order = (*outer, axis, inner.rank - 1)
+    ordered = forms.transpose(inner, order)
+    joined = forms.reshape(ordered, (*ordered.shape[:-2], ordered.shape[-2] * ordered.shape[-1]))
+    if joined is None or joined.shape[-1] != Dim.of(transform.size):
+        return None
+    parted = forms.reshape(walk.mapped(joined, -1, Exact(transform)), ordered.shape)
+    return None if parted is None else forms.transpose(parted, tuple(order.index(i) for i in range(inner.rank)))
 
 
 def _without_scalars(a: Form, b: Form) -> tuple[Form, Form, Scalar]:
@@ -413,7 +505,7 @@ def fused_matrix_product(walk, node, operands):
 
 @rule("Conv")
 def convolution(walk, node, operands):
-    """A product with the kernel of the unfolded input, where groups = 1; opaque in its kernel otherwise."""
+    """A product with the kernel of the unfolded input; the matrix of groups is block diagonal."""
     x, kernel = walk.form(operands[0]), operands[1]
     if not isinstance(kernel, Constant):
         return None
@@ -421,24 +513,30 @@ def convolution(walk, node, operands):
     if window is None:
         return None
     settings, spatial = window
-    out, channels = kernel.shape[0], kernel.shape[1]
-    if attribute(node, "group", 1) == 1:
-        width = channels * math.prod(kernel.shape[2:])
-        unfolded = walk.atom(
-            ("unfold", walk.intern(x), kernel.shape[2:], settings), (x.shape[0], *spatial, Dim.of(width))
-        )
-        matrix = permuted(reshaped(kernel, (out, width)), (1, 0))
-        last = walk.mapped(form_of(unfolded), -1, Matrix(matrix))
-        result = forms.transpose(last, (0, last.rank - 1, *range(1, last.rank - 1)))
-    else:
-        key = ("conv", walk.intern(x), walk.operand(kernel), settings, attribute(node, "group", 1))
-        result = form_of(walk.atom(key, (x.shape[0], Dim.of(out), *spatial)))
+    groups, out = attribute(node, "group", 1), kernel.shape[0]
+    taps = math.prod(kernel.shape[2:])
+    rows = reshaped(kernel, (out, kernel.shape[1] * taps))
+    matrix = permuted(rows, (1, 0)) if groups == 1 else Grouped(rows, groups)
+    if x.shape[1] * taps != Dim.of(matrix.shape[0]):
+        return None
+    last = walk.mapped(_unfolded(walk, x, kernel.shape[2:], settings, spatial), -1, Matrix(matrix))
+    result = forms.transpose(last, (0, last.rank - 1, *range(1, last.rank - 1)))
     if len(operands) > 2 and operands[2] is not None:
         bias = operands[2]
         if not isinstance(bias, Constant):
             return None
         result = forms.add(result, walk.form(reshaped(bias, (out, *[1] * len(spatial)))))
     return result
+
+
+def _unfolded(walk: Walk, x: Form, kernel: tuple[int, ...], settings: tuple, spatial: Shape) -> Form:
+    """Every window of x as a row of channels × taps. Padding is zero, so a map of the channels comes out behind."""
+    taps = math.prod(kernel)
+    peeled = symmetry.peel(x, 1)
+    if peeled is not None and peeled[1].width == peeled[1].size:
+        inner = _unfolded(walk, peeled[0], kernel, settings, spatial)
+        return walk.mapped(inner, -1, Exact(Repeated(peeled[1], 1, taps)))
+    return form_of(walk.atom(("unfold", walk.intern(x), kernel, settings), (x.shape[0], *spatial, x.shape[1] * taps)))
 
 
 def _window(node: ir.Node, x: Form, kernel: tuple[int, ...]) -> tuple[tuple, Shape] | None:
@@ -628,6 +726,9 @@ def _reduced_elsewhere(walk: Walk, form: Form, axes: list[int], mean: bool) -> F
 
 def unary(walk: Walk, name: str, form: Form) -> Form:
     """An elementwise function by its ONNX name; the same atom that the operator itself makes."""
+    peeled = symmetry.through_elementwise(walk, name, form)
+    if peeled is not None:
+        return walk.mapped(unary(walk, name, peeled[0]), peeled[1], Exact(peeled[2]))
     return form_of(walk.atom(walk.opaque_key("", name, {}, [walk.operand(form)]), form.shape))
 
 

@@ -82,6 +82,14 @@ class Transform(ABC):
         """T in float64, (size, width)."""
         return self.apply(np.eye(self.size))
 
+    def left(self, x: np.ndarray) -> np.ndarray:
+        """T·x for x (width, …), in float64."""
+        return self.inverse.dual.apply(x, 0)
+
+    def absolute_left(self, x: np.ndarray) -> np.ndarray:
+        """A bound on |T|·x for x ≥ 0."""
+        return self.inverse.dual.absolute(x, 0)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Transform) and self.key == other.key
 
@@ -497,6 +505,16 @@ class Isometry(Transform):
         along_v = (a * x.sum(-1, keepdims=True) - x[..., -1:]) / (1.0 - a)
         return (x[..., :-1] - a * along_v) * self.factor
 
+    def left(self, x: np.ndarray) -> np.ndarray:
+        a = 1.0 / math.sqrt(self.size)
+        taken_off = a * x.sum(0, keepdims=True) / (1.0 - a)
+        return np.concatenate([x - a * taken_off, (1.0 - a) * taken_off]) * self.factor
+
+    def absolute_left(self, x: np.ndarray) -> np.ndarray:
+        a = 1.0 / math.sqrt(self.size)
+        taken_off = a * x.sum(0, keepdims=True) / (1.0 - a)
+        return np.concatenate([x + a * taken_off, (1.0 - a) * taken_off]) * self.factor
+
     @property
     def dual(self) -> Transform:
         return Isometry(self.size, not self.reading)
@@ -519,6 +537,109 @@ class Isometry(Transform):
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "size": self.size, "reading": self.reading}
+
+
+@dataclass(frozen=True, eq=False)
+class LeftInverse(Transform):
+    """T⁺ of an isometry T: from d−1 channels back to d, T·T⁺ = I − 11ᵀ/d."""
+
+    kind: ClassVar[str] = "left inverse"
+    of: Isometry
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.of.width
+
+    @property
+    def width(self) -> int:
+        return self.of.size
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return (self.kind, *self.of.key)
+
+    def apply(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return along(axis, x, lambda rows: rows @ self.of.dual.matrix().T)
+
+    def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return along(axis, x, lambda rows: rows @ np.abs(self.of.dual.matrix().T))
+
+    def left(self, x: np.ndarray) -> np.ndarray:
+        return self.of.dual.apply(x, 0)
+
+    def absolute_left(self, x: np.ndarray) -> np.ndarray:
+        return self.of.dual.absolute(x, 0)
+
+    @property
+    def dual(self) -> Transform:
+        raise ValueError("the left inverse of an isometry has no inverse")
+
+    @property
+    def inverse(self) -> Transform:
+        raise ValueError("the left inverse of an isometry has no inverse")
+
+    @property
+    def roundings(self) -> int:
+        return self.of.roundings
+
+    def to_json(self) -> dict[str, Any]:
+        raise ValueError("a left inverse is the proof's own")
+
+
+@dataclass(frozen=True, eq=False)
+class Signs(Transform):
+    """A matrix ±scale with scale⁻²·T·Tᵀ = n·I, exactly: a Hadamard matrix as it stands in a graph.
+
+    Raises ValueError where the signs are no Hadamard matrix.
+    """
+
+    kind: ClassVar[str] = "signs"
+    values: np.ndarray
+    scale: float
+
+    def __post_init__(self) -> None:
+        n = len(self.values)
+        # Entries of the product are integers of at most n, which float32 holds exactly.
+        wide = self.values.astype(np.float32)
+        if self.values.shape != (n, n) or not np.array_equal(wide @ wide.T, n * np.eye(n, dtype=np.float32)):
+            raise ValueError("the signs are no Hadamard matrix")
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return len(self.values)
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return (self.kind, self.scale, _digest(self.values))
+
+    @property
+    def orthogonal(self) -> bool:  # type: ignore[override]
+        return math.frexp(self.scale)[0] in (0.5, -0.5) and self.scale * self.scale * self.size == 1.0
+
+    def apply(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return along(axis, x, lambda rows: rows @ (self.values * self.scale))
+
+    @property
+    def dual(self) -> Transform:
+        return Signs(self.values, 1.0 / (self.scale * self.size))
+
+    @property
+    def inverse(self) -> Transform:
+        return Signs(np.ascontiguousarray(self.values.T), 1.0 / (self.scale * self.size))
+
+    def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return x.sum(axis=axis, keepdims=True) * abs(self.scale)
+
+    @property
+    def roundings(self) -> int:
+        return self.size + 4
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "values": f"values.{_name(self.values)}", "scale": self.scale}
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {f"values.{_name(self.values)}": self.values.astype(np.float64)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -552,6 +673,14 @@ class Selection(Transform):
     def apply(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.take(x, self.indices, axis=axis)
 
+    def left(self, x: np.ndarray) -> np.ndarray:
+        result = np.zeros((self.size, *x.shape[1:]))
+        np.add.at(result, list(self.indices), x)
+        return result
+
+    def absolute_left(self, x: np.ndarray) -> np.ndarray:
+        return self.left(x)
+
     @property
     def dual(self) -> Transform:
         return self
@@ -571,6 +700,56 @@ class Selection(Transform):
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "size": self.size, "indices": list(self.indices)}
+
+
+@dataclass(frozen=True, eq=False)
+class Copied(Transform):
+    """x ↦ y with y_j = x[sources_j]·factors_j: channels restored from the one they are proportional to; factor 0: none.
+
+    The way back from a `Selection` of channels on which the others depend.
+    """
+
+    kind: ClassVar[str] = "copied"
+    size: int
+    sources: tuple[int, ...]
+    factors: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return len(self.sources)
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return (self.kind, self.size, self.sources, _digest(self.factors))
+
+    def apply(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return along(axis, x, lambda rows: np.take(rows, self.sources, axis=-1) * self.factors)
+
+    def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return along(axis, x, lambda rows: np.take(rows, self.sources, axis=-1) * np.abs(self.factors))
+
+    def left(self, x: np.ndarray) -> np.ndarray:
+        result = np.zeros((self.size, *x.shape[1:]))
+        np.add.at(result, list(self.sources), x * self.factors.reshape(-1, *[1] * (x.ndim - 1)))
+        return result
+
+    def absolute_left(self, x: np.ndarray) -> np.ndarray:
+        return Copied(self.size, self.sources, np.abs(self.factors)).left(x)
+
+    @property
+    def dual(self) -> Transform:
+        raise ValueError("copied channels have no inverse")
+
+    @property
+    def inverse(self) -> Transform:
+        raise ValueError("copied channels have no inverse")
+
+    @property
+    def roundings(self) -> int:
+        return self.width + 1
+
+    def to_json(self) -> dict[str, Any]:
+        raise ValueError("copied channels are the proof's own")
 
 
 @dataclass(frozen=True, eq=False)
@@ -680,6 +859,8 @@ def from_json(content: Mapping[str, Any], tensor: Reader) -> Transform:
         if kind in (Scaling.kind, Orthogonal.kind, Invertible.kind):
             values = np.asarray(tensor(content["values"]), np.float64)
             return {Scaling.kind: Scaling, Orthogonal.kind: Orthogonal, Invertible.kind: Invertible}[kind](values)
+        if kind == Signs.kind:
+            return Signs(np.asarray(tensor(content["values"])).astype(np.int8), float(content["scale"]))
         if kind == Repeated.kind:
             return Repeated(from_json(content["inner"], tensor), content["left"], content["right"])
         if kind in (Reciprocal.kind, Inverse.kind):

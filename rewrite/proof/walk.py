@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from rewrite.proof import forms, layouts, rotary
+from rewrite.proof import forms, layouts, rotary, symmetry
 from rewrite.proof.constants import Array, Constant, Stored, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
-from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Factor, Matrix, Mean, Scalar, Spread, spacing_of_one
+from rewrite.proof.linear import (
+    SINGLE_ULP,
+    Centre,
+    Chain,
+    Exact,
+    Factor,
+    Match,
+    Matrix,
+    Mean,
+    Scalar,
+    Spread,
+    spacing_of_one,
+)  # fmt: skip
 from rewrite.proof.rules import RULES, integers
 from rewrite.proof.shapes import result_shape
 from rewrite.proof.table import Table
+from rewrite.proof.transforms import Shift, Step
 from rewrite.proof.values import Integers, Value
 
 OLDEST_OPSET = 13
@@ -29,15 +43,55 @@ COMMUTATIVE = frozenset("And Or Xor Equal Max Min Add Mul BitwiseAnd BitwiseOr B
 RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 
 
+@dataclass(frozen=True)
+class Relation:
+    """v′ = v·T + c of a value: `steps` are ("centre", or a transform or shift) and the axis it acts on, in order."""
+
+    partner: str
+    steps: tuple[tuple[Step | str, int], ...]
+
+    def applied(self, walk: Walk, form: Form) -> Form | None:
+        """The original's value after all steps; None where a step does not fit it."""
+        for step, axis in self.steps:
+            size = form.shape[axis].constant if -form.rank <= axis < form.rank else None
+            if size is None:
+                return None
+            if step == "centre":
+                form = walk.mapped(form, axis, Centre(size))
+            elif isinstance(step, str):
+                return None
+            elif isinstance(step, Shift):
+                after = form.rank - 1 - axis % form.rank
+                if len(step.values) != size:
+                    return None
+                form = forms.add(form, walk.form(Array(step.values.reshape(-1, *[1] * after))))
+            elif step.size != size:
+                return None
+            else:
+                form = walk.mapped(form, axis, Exact(step))
+        return form
+
+
 class Walk:
     """The values of one graph in normal form. `side` is 'original' or 'rewritten'; `table` is shared by both.
 
     `partner` is the original's walk when this is the rewritten graph: values of the same name are tried first when two
-    values are compared, which saves comparisons and decides nothing.
+    values are compared, which saves comparisons and decides nothing. `relations` say of values of the rewritten graph
+    what they are of the original's; each is checked where it stands, and `related` says which are true. From there on a
+    value that is the original's times T is that, and not what its constants happen to round to.
     """
 
-    def __init__(self, model: ir.Model, side: str, table: Table, partner: Walk | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        side: str,
+        table: Table,
+        partner: Walk | None = None,
+        relations: Mapping[str, Relation] | None = None,
+    ) -> None:
         self.model, self.side, self.table, self.partner = model, side, table, partner
+        self.relations = relations or {}
+        self.related: dict[str, bool] = {}
         self.values: dict[str, Value] = {}
         self.node = ""
         self.epsilon_ulps = 0.0
@@ -64,6 +118,10 @@ class Walk:
             self.node = node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
             self._hint = self._partner_number(node)
             self._assign(node, self._results(node))
+            for output in node.outputs:
+                name = output.name or ""
+                if name in self.relations:
+                    self.related[name] = self._relate(name, self.relations[name])
 
     def _results(self, node: ir.Node) -> Sequence[Value]:
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
@@ -90,6 +148,22 @@ class Walk:
         for output, result in zip(node.outputs, results):
             if output.name and result is not None:
                 self.values[output.name] = result
+
+    def _relate(self, name: str, relation: Relation) -> bool:
+        """Whether the value `name` is what its relation says; if so, it is that from now on."""
+        theirs = self.partner.values.get(relation.partner) if self.partner is not None else None
+        ours = self.values.get(name)
+        if theirs is None or ours is None or self.partner is None:
+            return False
+        expected = relation.applied(self.partner, self.partner.form(theirs))
+        if expected is None:
+            return False
+        outcome = self.table.match(self.form(ours), expected)
+        if not isinstance(outcome, Match):
+            return False
+        self.table.commit(outcome, self.node)
+        self.values[name] = expected
+        return True
 
     def _partner_number(self, node: ir.Node) -> int | None:
         """The number of the original's value that the first operand's namesake is, if it has one."""
@@ -292,6 +366,11 @@ class Walk:
 
     def _opaque(self, node: ir.Node, operands: Sequence[Value | None]) -> list[Value]:
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
+        moved = symmetry.through(self, node, operands) if domain == "" else None
+        if moved is not None:
+            inner, axis, transform = moved
+            result = self._opaque(node, [inner, *operands[1:]])[0]
+            return [self.mapped(self.form(result), axis, Exact(transform))]
         attributes = self._attributes(node, domain)
         keys: list[Any] = [self.operand(operand) for operand in operands]
         while keys and keys[-1] == ("none",):
