@@ -662,6 +662,10 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
 
 def _moved(rewritten: Sequence[Chain], original: Sequence[Chain]) -> tuple[Sequence[Chain], Sequence[Chain]] | Mismatch:
     """Exact transforms around what may be adjusted go to the other side: T·W′·S = M is W′ = T⁻¹·M·S⁻¹."""
+    fronts = {chain.body[0].key if chain.body else None for chain in (*rewritten, *original)}
+    if len(fronts) == 1 and rewritten and rewritten[0].body and isinstance(rewritten[0].body[0], Centre):
+        # What is equal on all vectors is equal on centred ones.
+        rewritten, original = ([_joined(c.scalar, c.body[1:]) for c in side] for side in (rewritten, original))
     while rewritten:
         heads = {chain.body[0].key if chain.body else None for chain in rewritten}
         head = rewritten[0].body[0] if rewritten[0].body else None
