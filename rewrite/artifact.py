@@ -14,6 +14,8 @@ from typing import Any
 from rewrite.errors import OutputError
 
 MODEL, CERTIFICATE, REPORT, PAGE = "model.onnx", "certificate.json", "report.json", "report.html"
+TRANSFORMS = "certificate.safetensors"
+"""The arrays of the certificate's transforms, where they have any."""
 
 
 @contextmanager
@@ -59,7 +61,7 @@ def _refuse(out: Path, source: Any, force: bool) -> None:
             raise OutputError(f"holds files that are not ours: {found}", where=str(out), remedy="choose another folder")
 
 
-_OURS = {MODEL, f"{MODEL}.data", CERTIFICATE, REPORT, PAGE, "session.json"}
+_OURS = {MODEL, f"{MODEL}.data", CERTIFICATE, TRANSFORMS, REPORT, PAGE, "session.json"}
 
 
 def _remove_leftovers(out: Path) -> None:

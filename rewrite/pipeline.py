@@ -58,7 +58,7 @@ def apply(program: Program, passes: Iterable[Pass[Any]]) -> Result:
     is the program that was given.
     """
     work, outcomes = _rewritten(program, list(passes))
-    proof = prove(work.original, work.model, claims=_claims(work))
+    proof = prove(work.original, work.model, claims=_claims(work), transforms=work.transforms)
     if not proof.verdict.holds:
         work, outcomes, proof = _proved_stepwise(program, list(passes))
     return Result(work, outcomes, _certificate(work, work.model, outcomes, proof), proof)
@@ -88,7 +88,7 @@ def _proved_stepwise(program: Program, passes: Sequence[Pass[Any]]) -> tuple[Pro
     for each in passes:
         trial = work.clone()
         done = apply_pass(trial, each)
-        attempt = prove(trial.original, trial.model, claims=_claims(trial))
+        attempt = prove(trial.original, trial.model, claims=_claims(trial), transforms=trial.transforms)
         if attempt.verdict.holds:
             work, proof = trial, attempt
             outcomes += done
@@ -118,6 +118,7 @@ def _certificate(work: Program, rewritten: ir.Model, outcomes: Sequence[Outcome]
         [outcome.to_json() for outcome in outcomes],
         {name: relation for name, relation in _claims(work).items() if name in proof.claims},
         dict(work.original.opset_imports),
+        work.transforms,
     )
 
 
@@ -152,7 +153,15 @@ class Lowered:
 def lower(program: Program, target: str = "ort-cpu", dtype: str | None = None) -> Lowered:
     """The program in the kernels that `target` runs fastest; `program` is left as it is."""
     chosen = _target(target)
-    return Lowered(chosen.lower(program) if dtype is None else chosen.lower(program, dtype=dtype), chosen)
+    return _described(chosen.lower(program) if dtype is None else chosen.lower(program, dtype=dtype), chosen, program)
+
+
+def _described(model: ir.Model, target: Target, program: Program) -> Lowered:
+    """`model`, made from `program`, with its changes of basis written into its metadata."""
+    from rewrite.metadata import describe_transforms
+
+    describe_transforms(model, program)
+    return Lowered(model, target)
 
 
 def _target(name: str) -> Target:
@@ -201,11 +210,11 @@ def convert(
         with stages("passes"):
             work, outcomes = _rewritten(program, steps)
         with stages("lowering"):
-            lowered = Lowered(chosen.lower(work), chosen)
+            lowered = _described(chosen.lower(work), chosen, work)
         with stages("saving"):
             path = lowered.save(folder)
         with stages("proof"):
-            proof = prove(work.original, _load(path), claims=_claims(work))
+            proof = prove(work.original, _load(path), claims=_claims(work), transforms=work.transforms)
         if not proof.verdict.holds:
             with stages("retreat"):
                 work, outcomes, lowered, proof = _retreat(program, steps, chosen, folder)
@@ -226,9 +235,9 @@ def _retreat(
     """The proof did not follow: keep the passes that it follows, then the lowering if it follows that as well."""
     work, outcomes, _ = _proved_stepwise(program, steps)
     proof = Proof(Verdict("UNKNOWN"))
-    for lowered in (Lowered(target.lower(work), target), Lowered(work.model, target)):
+    for lowered in (_described(target.lower(work), target, work), _described(work.model, target, work)):
         path = lowered.save(folder)
-        proof = prove(work.original, _load(path), claims=_claims(work))
+        proof = prove(work.original, _load(path), claims=_claims(work), transforms=work.transforms)
         if proof.verdict.holds:
             return work, outcomes, lowered, proof
     work = program.clone()
@@ -268,7 +277,14 @@ def _checked(report: Report, work: Program, path: Path, sets: list[dict[str, np.
     # Flushing denormals would also flush those of this process, and with them what is compared.
     options = session_options(path.parent, config={"session.set_denormal_as_zero": "0"})
     difference = diff_models(
-        work.original, work.model, sets, relations=_claims(work), layers=True, artifact=path, options=options
+        work.original,
+        work.model,
+        sets,
+        relations=_claims(work),
+        transforms=work.transforms,
+        layers=True,
+        artifact=path,
+        options=options,
     )
     return report.with_difference(difference, [label(one) for one in sets])
 
@@ -344,7 +360,8 @@ def verify(original: Any, rewritten: Any, certificate: str | Path | None = None)
     """
     first, second = _model(original), _model(rewritten)
     written = _certificate_of(rewritten, certificate)
-    proof = prove(first, second, claims=written.get("relations", {}) if written else None)
+    hints = written or {}
+    proof = prove(first, second, claims=hints.get("relations"), transforms=hints.get("transforms"))
     if proof.verdict.holds and written is not None:
         for what, model in (("original", first), ("rewritten", second)):
             if content_digest(model) != written[what]:
@@ -413,11 +430,12 @@ def diff(
 
     first, second = _model(a), _model(b)
     if isinstance(b, Program):
-        relations = dict(b.relations)
+        relations, transforms = b.relations, b.transforms
     else:
-        written = _certificate_of(b, None)
-        relations = written.get("relations", {}) if written else {}
-    return diff_models(first, second, _inputs(first, inputs), relations=relations, layers=layers)
+        written = _certificate_of(b, None) or {}
+        relations, transforms = written.get("relations"), written.get("transforms")
+    sets = _inputs(first, inputs)
+    return diff_models(first, second, sets, relations=relations, transforms=transforms, layers=layers)
 
 
 def _model(source: Any) -> ir.Model:

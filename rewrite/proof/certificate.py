@@ -2,6 +2,9 @@
 
 A certificate is a claim, not evidence. `verify` proves the pair anew and then asks whether what the certificate says is
 true: the digests are those of the two models, and every relation it states holds in the normal forms.
+
+Relations name transforms by id, and the certificate says what each is (`transforms.py`). Their arrays lie beside it in
+`certificate.safetensors`, float64, each under a name that holds a digest of its content.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ import onnx_ir as ir
 from rewrite.proof.checker import Proof
 from rewrite.proof.constants import Stored, blocks
 from rewrite.proof.relation import Verdict
+from rewrite.proof.transforms import Step, read_step, tensors_of
 
 VERSION = 1
+TENSORS = ".safetensors"
+"""The suffix of the file beside a certificate that holds the arrays of its transforms."""
 
 
 @dataclass
@@ -30,7 +36,8 @@ class Certificate:
 
     `original` and `rewritten` are content digests; `sites` and `refusals` are the passes' records in plain types;
     `relations` says of a rewritten value how it relates to the original's value of the same name where that is not the
-    identity; `solved` names the shipped constants that stand for an exact value within δ ulps of them.
+    identity, and `transforms` what the transforms are that relations name; `solved` names the shipped constants that
+    stand for an exact value within δ ulps of them.
     """
 
     original: str
@@ -40,6 +47,7 @@ class Certificate:
     sites: list[dict[str, Any]] = field(default_factory=list)
     refusals: list[dict[str, Any]] = field(default_factory=list)
     relations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    transforms: dict[str, Step] = field(default_factory=dict)
     solved: list[str] = field(default_factory=list)
     semantics: dict[str, int] = field(default_factory=dict)
 
@@ -52,6 +60,7 @@ class Certificate:
         records: Sequence[Mapping[str, Any]],
         relations: Mapping[str, Mapping[str, Any]],
         semantics: Mapping[str, int],
+        transforms: Mapping[str, Step] | None = None,
     ) -> Certificate:
         return cls(
             original,
@@ -61,6 +70,7 @@ class Certificate:
             [dict(record) for record in records if record["outcome"] == "applied"],
             [dict(record) for record in records if record["outcome"] != "applied"],
             {name: dict(relation) for name, relation in relations.items()},
+            dict(transforms or {}),
             list(proof.solved),
             dict(semantics),
         )
@@ -73,10 +83,17 @@ class Certificate:
             "ulps": verdict.ulps,
             **{"original": self.original, "rewritten": self.rewritten, "semantics": self.semantics},
             **{"outputs": self.outputs, "sites": self.sites, "refusals": self.refusals},
+            "transforms": {name: step.to_json() for name, step in self.transforms.items()},
             **{"relations": self.relations, "solved": self.solved},
         }
 
     def save(self, path: Path) -> None:
+        """Write the JSON, and the arrays of the transforms beside it where there are any."""
+        if arrays := tensors_of(list(self.transforms.values())):
+            from safetensors.numpy import save_file
+
+            stored = {name: np.ascontiguousarray(array, np.float64) for name, array in arrays.items()}
+            save_file(stored, path.with_suffix(TENSORS))
         path.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
@@ -129,8 +146,57 @@ def tensor_digest(name: str, tensor: ir.TensorProtocol) -> str:
 
 
 def read_certificate(path: Path) -> dict[str, Any]:
-    """A certificate's JSON as written; raises ValueError where it is none."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """A certificate as it was written, its "transforms" as objects.
+
+    Raises ValueError where it is none of a known version, or where its transforms or their arrays are not what they
+    say. OSError where a file cannot be read. The arrays are looked for beside the certificate and nowhere else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(content, dict) or content.get("version") != VERSION or "rewritten" not in content:
         raise ValueError("this is no certificate of a known version")
-    return content
+    relations, written = content.get("relations", {}), content.get("transforms", {})
+    for part in (relations, written):
+        if not isinstance(part, dict) or not all(isinstance(entry, dict) for entry in part.values()):
+            raise ValueError("its relations or transforms are no objects by name")
+    return {**content, "relations": relations, "transforms": _read_transforms(written, path.with_suffix(TENSORS))}
+
+
+def _read_transforms(written: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, Step]:
+    arrays: dict[str, np.ndarray] = {}
+    transforms: dict[str, Step] = {}
+    for name, content in written.items():
+        asked: set[str] = set()
+
+        def array(key: str, asked: set[str] = asked) -> np.ndarray:
+            if not arrays:
+                arrays.update(_read_arrays(path))
+            if key not in arrays:
+                raise ValueError(f"{path.name} has no array {key}")
+            asked.add(key)
+            return arrays[key]
+
+        try:
+            step = read_step(content, array)
+            known = set(step.tensors)
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"the transform {name} is malformed: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"the transform {name}: {error}") from error
+        if asked != known:
+            # An array's name holds a digest of its content.
+            raise ValueError(f"{path.name} holds another array than the transform {name} was written with")
+        transforms[name] = step
+    return transforms
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is no safetensors file: {error}") from error
