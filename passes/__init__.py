@@ -13,7 +13,9 @@ A pass is a frozen dataclass whose fields are its options. File, class and comma
 from rewrite.passes.center_residual import CenterResidual
 from rewrite.passes.fold_norm import FoldNorm
 from rewrite.passes.fold_scale import FoldScale
+from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
+from rewrite.passes.smooth import Smooth
 
-PASSES = (FoldScale, CenterResidual, FoldNorm)
+PASSES = (FoldScale, CenterResidual, FoldNorm, Smooth, ReparameterizeNormScale)
 
-__all__ = ["PASSES", "CenterResidual", "FoldNorm", "FoldScale"]
+__all__ = ["PASSES", "CenterResidual", "FoldNorm", "FoldScale", "ReparameterizeNormScale", "Smooth"]

@@ -12,7 +12,7 @@ ends it: it reads. Whatever else is met is an `Obstruction`, with its place and 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -88,10 +88,17 @@ class Region:
         return tuple(dict.fromkeys(node for value in self.axes if (node := value.producer()) is not None))
 
 
-def grow(seed: ir.Value, axis: int, transform: TransformClass, origin: ir.Node | None = None) -> Region:
+def grow(
+    seed: ir.Value,
+    axis: int,
+    transform: TransformClass,
+    origin: ir.Node | None = None,
+    through: Callable[..., Thread] = follow,
+) -> Region:
     """The region of `seed` along `axis` for a class of transforms.
 
-    `origin` is a node at the border that the caller accounts for itself: it is neither followed nor listed.
+    `origin` is a node at the border that the caller accounts for itself: it is neither followed nor listed. `through`
+    is `follow`, or what a pass knows better of some operators.
     """
     shape = shape_of(seed)
     size = shape[axis] if shape is not None else None
@@ -100,15 +107,15 @@ def grow(seed: ir.Value, axis: int, transform: TransformClass, origin: ir.Node |
         reason = f"the size of axis {axis} is not static"
         region.obstructions.append(Obstruction(Cause.OPERATOR, seed, seed.producer(), reason))
         return region
-    _Growth(region, origin).run(axis)
+    _Growth(region, origin, through).run(axis)
     return region
 
 
 class _Growth:
     """One growth: a queue of values whose producer and consumers are still to be looked at."""
 
-    def __init__(self, region: Region, origin: ir.Node | None) -> None:
-        self.region, self.origin = region, origin
+    def __init__(self, region: Region, origin: ir.Node | None, through: Callable[..., Thread]) -> None:
+        self.region, self.origin, self.through = region, origin, through
         self.graph = region.seed.graph
         self.queue: deque[ir.Value] = deque()
         self.tied: set[tuple[ir.Node, Thread]] = set()
@@ -121,7 +128,7 @@ class _Growth:
             self.look_at_border(value)
             for node, position, result in self.neighbours(value):
                 if node is not self.origin:
-                    self.cross(value, node, position, follow(node, position, axis, result=result), result)
+                    self.cross(value, node, position, self.through(node, position, axis, result=result), result)
 
     def neighbours(self, value: ir.Value) -> Iterator[tuple[ir.Node, int, bool]]:
         producer = value.producer()
