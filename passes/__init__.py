@@ -11,11 +11,22 @@ A pass is a frozen dataclass whose fields are its options. File, class and comma
 """
 
 from rewrite.passes.center_residual import CenterResidual
+from rewrite.passes.equalize import Equalize
 from rewrite.passes.fold_norm import FoldNorm
 from rewrite.passes.fold_scale import FoldScale
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
 from rewrite.passes.smooth import Smooth
+from rewrite.passes.stabilize_norm import StabilizeNorm
 
-PASSES = (FoldScale, CenterResidual, FoldNorm, Smooth, ReparameterizeNormScale)
+PASSES = (FoldScale, CenterResidual, FoldNorm, StabilizeNorm, Smooth, Equalize, ReparameterizeNormScale)
 
-__all__ = ["PASSES", "CenterResidual", "FoldNorm", "FoldScale", "ReparameterizeNormScale", "Smooth"]
+__all__ = [
+    "PASSES",
+    "CenterResidual",
+    "Equalize",
+    "FoldNorm",
+    "FoldScale",
+    "ReparameterizeNormScale",
+    "Smooth",
+    "StabilizeNorm",
+]

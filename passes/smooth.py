@@ -165,7 +165,8 @@ def move(site: NormOutput, change: Change, divisor: Scaling, offset: np.ndarray 
     additions: dict[ir.Node, Weight] = {}
     if offset is not None:
         additions = {node: _times(offset, factor.constants[0]) for node, factor in factors.items()}
-    for use, factor in {use: factor for factor in factors.values() for use in factor.constants}.items():
+    holding = {use: factor for factor in factors.values() for use in factor.constants}
+    for use, factor in holding.items():
         change.absorb(use, factor.behind(use, divisor), "smoothed", key=(divisor.key, use.axis))
     for value in dict.fromkeys(value for factor in factors.values() for value in factor.values):
         change.rename(value, "smoothed")

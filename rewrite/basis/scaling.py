@@ -22,7 +22,7 @@ from rewrite.basis.regions import Cause, Obstruction, Region, Use, grow
 from rewrite.basis.transforms import DIAGONAL, POSITIVE_DIAGONAL
 from rewrite.ir.axes import Role, Thread, follow, operand
 from rewrite.ir.constants import is_constant, weight_behind
-from rewrite.ir.edit import is_operator, shape_of
+from rewrite.ir.edit import is_operator
 from rewrite.ir.weights import Map, Reshape, Transformed, Transpose, Weight, row_blocks
 
 # -------------------------------------------------------------------------------------------- what a contraction reads
@@ -79,14 +79,6 @@ def factor_of(reader: Use) -> Factor | None:
             return Factor((Use(node, 1, 0),))
         return Factor((Use(node, 1, 1),), groups=node.attributes.get_int("group", 1))
     return None
-
-
-def sharers(factor: Factor) -> set[ir.Node]:
-    """All contractions that read `factor`'s constants: those of one stack of matrices are read by several."""
-    found: set[ir.Node] = set()
-    for value in (*(use.value for use in factor.constants), *factor.values):
-        found |= {use.node for use in value.uses()}
-    return found
 
 
 def channel_maxima(weight: Weight, axis: int) -> np.ndarray:
@@ -164,8 +156,3 @@ def grow_scaled(seed: ir.Value, axis: int, origin: ir.Node | None = None) -> Reg
             reason = "Mul multiplies two values of the region"
             region.obstructions.append(Obstruction(Cause.OPERATOR, other, product, reason))
     return region
-
-
-def channels_last(value: ir.Value) -> int:
-    """The last axis of a value of known rank; −1 where it has none."""
-    return len(shape_of(value) or ()) - 1

@@ -1,0 +1,173 @@
+"""Give the channels between two layers ranges that both layers' weights share evenly.
+
+      h = xW₁ + b      f positively homogeneous: f(hD) = f(h)D for D > 0      all readers of f(h) are f(h)·W₂
+    ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+      f(xW₁ + b)·W₂  =  f(x(W₁·diag(1/s)) + b⊘s)·(diag(s)W₂)                       s_j = √(max|W₁_j| / max|W₂_j|)
+
+f is ReLU, LeakyReLU, PReLU, pooling, a sum with other such values, layout, or nothing; and act(g)⊙u for u alone, so
+that the up branch of a gated MLP is equalized with the down projection and the gate stays. Kernels of Conv (grouped and
+depthwise too), ConvTranspose and a frozen BatchNorm's γ and β are such constants as well: a diagonal passes zero
+padding. Where a channel of W₁ or W₂ is all zero, s is 1. A value that is equalized is not equalized again.
+
+Shapes    x (..., k)   W₁ (k, d)   b, s (d,)   W₂ (d, n)
+Relation  equal over the reals; every value between W₁ and W₂ is the original's times diag(1/s)
+Source    Nagel et al. 2019, arXiv:1906.04721, §4.1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from rewrite.basis.regions import Cause, Region, Use
+from rewrite.basis.scaling import Factor, channel_maxima, factor_of, grow_scaled
+from rewrite.ir.constants import is_constant, weight_behind
+from rewrite.ir.edit import is_operator, shape_of
+from rewrite.ir.program import Program
+from rewrite.ir.weights import Transformed
+from rewrite.proof.transforms import Scaling
+from rewrite.rule import Breach, Change, Pass, Requirement, Site, read_elsewhere, steps
+
+CONTRACTIONS = ("MatMul", "Conv", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class Between(Site):
+    """The values between what writes and what reads them, as one region."""
+
+    region: Region
+
+    @property
+    def factors(self) -> dict[ir.Node, Factor]:
+        """What every reader multiplies the values with; readers without a constant factor are left out."""
+        found = {use.node: factor_of(use) for use in self.region.readers}
+        return {node: factor for node, factor in found.items() if factor is not None}
+
+    @property
+    def writers(self) -> tuple[Use, ...]:
+        """The constants whose ranges count: matrices, kernels, tables and a BatchNorm's γ; no biases."""
+        found: list[Use] = []
+        for use in self.region.constants:
+            scales = use.node.op_type == "BatchNormalization" and use.position == 1
+            if scales or len(weight_behind(use.value).shape) > 1:
+                found.append(use)
+        return tuple(found)
+
+
+def _all_homogeneous(rule: Equalize, site: Between) -> Breach | None:
+    return Breach.at(site.region.met(Cause.OPERATOR))
+
+
+def _hidden_from_outside(rule: Equalize, site: Between) -> Breach | None:
+    return Breach.at(site.region.met(Cause.INTERFACE))
+
+
+def _own_constants(rule: Equalize, site: Between) -> Breach | None:
+    return Breach.at(site.region.met(Cause.OVERRIDABLE))
+
+
+def _no_norm(rule: Equalize, site: Between) -> Breach | None:
+    for node in (*(use.node for use in site.region.norms), *site.region.writing_norms):
+        return Breach(node, f"{node.op_type} is tied to the values, and no layer that shares their range")
+    return None
+
+
+def _constant_readers(rule: Equalize, site: Between) -> Breach | None:
+    for use in site.region.readers:
+        if factor_of(use) is None:
+            return Breach(use.node, f"{use.node.op_type} multiplies the values with something that is not a constant")
+    return None
+
+
+def _two_layers(rule: Equalize, site: Between) -> Breach | None:
+    if not site.writers:
+        return Breach(site.nodes[0], "no matrix or kernel writes the values that it reads")
+    return None
+
+
+def _unshared(rule: Equalize, site: Between) -> Breach | None:
+    for use in site.writers:
+        if (other := read_elsewhere(use, site.region.constants)) is not None:
+            return Breach(other, f"{use.value.name} is also read here, and would have to be copied")
+    readers = set(site.factors)
+    for factor in site.factors.values():
+        inside = {use.node for use in factor.constants} | readers
+        inside |= {node for value in factor.values if (node := value.producer()) is not None}
+        for value in (*(use.value for use in factor.constants), *factor.values):
+            for other in value.uses():
+                if other.node not in inside or (other.node in readers and other.idx == 0):
+                    return Breach(other.node, f"{value.name} is also read here, and would have to be copied")
+    for use in site.writers:
+        for factor in site.factors.values():
+            if any(use.value is other.value for other in factor.constants):
+                return Breach(use.node, f"{use.value.name} writes the values and reads them")
+    return None
+
+
+@dataclass(frozen=True)
+class Equalize(Pass[Between]):
+    """Weights on both sides of a positively homogeneous function get the same range, channel by channel.
+
+    `powers_of_two`: choose s among powers of two, so that nothing is rounded.
+    """
+
+    powers_of_two: bool = False
+
+    name: ClassVar[str] = "equalize"
+    requires: ClassVar[tuple[Requirement, ...]] = (
+        Requirement("R1", "all that stands between the layers is positively homogeneous", _all_homogeneous),
+        Requirement("R2", "no input or output of the graph is among the values", _hidden_from_outside),
+        Requirement("R3", "the constants that write them cannot be overridden", _own_constants),
+        Requirement("R4", "no norm reads or writes the values", _no_norm),
+        Requirement("R5", "every reader contracts them with a constant", _constant_readers),
+        Requirement("R6", "a matrix or a kernel writes them", _two_layers),
+        Requirement("R7", "no matrix or kernel is read by anyone else", _unshared),
+    )
+
+    def sites(self, program: Program) -> Iterator[Between]:
+        seen: set[str] = set()
+        for node in [node for node in program.model.graph if is_operator(node, *CONTRACTIONS)]:
+            value = node.inputs[0] if node.graph is not None else None
+            if value is None or is_constant(value) or value.is_graph_input() or (name := value.name or "") in seen:
+                continue
+            rank = len(shape_of(value) or ())
+            axis = rank - 1 if node.op_type == "MatMul" else 1
+            if factor_of(Use(node, 0, axis)) is None:
+                continue
+            region = grow_scaled(value, axis)
+            seen.update(value.name or "" for value in region.axes)
+            by_norms = bool(region.writing_norms) and not region.constants
+            done = any(step["pass"] == self.name for step in steps(program.relations.get(name)))
+            if not by_norms and not done:
+                writers = (use.node for use in region.constants)
+                nodes = tuple(dict.fromkeys((*writers, *(use.node for use in region.readers), node)))
+                yield Between(name, nodes, region)
+
+    def rewrite(self, site: Between, change: Change) -> None:
+        region, written, read = site.region, np.zeros(site.region.size), np.zeros(site.region.size)
+        for use in site.writers:
+            written = np.maximum(written, channel_maxima(weight_behind(use.value), use.axis))
+        for factor in site.factors.values():
+            read = np.maximum(read, factor.maxima(region.size))
+        alive = (written > 0) & (read > 0)
+        divisor = np.ones(region.size)
+        divisor[alive] = np.sqrt(written[alive] / read[alive])
+        if self.powers_of_two:
+            divisor = np.exp2(np.rint(np.log2(divisor)))
+        scaling = Scaling(divisor)
+        for use in region.constants:
+            weight = Transformed(weight_behind(use.value), scaling.dual, use.axis)
+            change.absorb(use, weight, "equalized", key=(scaling.dual.key, use.axis))
+        holding = {use: factor for factor in site.factors.values() for use in factor.constants}
+        for use, factor in holding.items():
+            change.absorb(use, factor.behind(use, scaling), "equalized", key=(scaling.key, use.axis))
+        for value in dict.fromkeys(value for factor in site.factors.values() for value in factor.values):
+            change.rename(value, "equalized")
+        for value, axis in region.axes.items():
+            change.relate(value, scaling.dual, axis)
+        spread = float(divisor.max() / divisor.min())
+        change.notes.append(f"{region.size} channels, scales up to {spread:.3g} apart")
