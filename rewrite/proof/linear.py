@@ -23,7 +23,17 @@ from typing import Any
 import numpy as np
 
 from rewrite.proof.constants import Constant, Region, Sliced, Stored, permuted, same_values, sliced, sources
-from rewrite.proof.transforms import Copied, Isometry, LeftInverse, Reciprocal, Repeated, Scaling, Selection, Transform
+from rewrite.proof.transforms import (
+    Copied,
+    Isometry,
+    LeftInverse,
+    Orthogonal,
+    Reciprocal,
+    Repeated,
+    Scaling,
+    Selection,
+    Transform,
+)  # fmt: skip
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
@@ -121,6 +131,12 @@ class Exact:
     @cached_property
     def key(self) -> tuple[Any, ...]:
         return ("exact", self.transform.key)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the transform was found from rounded weights."""
+        inner = self.transform.inner if isinstance(self.transform, Repeated) else self.transform
+        return isinstance(inner, Orthogonal) and inner.fitted
 
     def undoes(self, other: Factor | None) -> bool:
         """Whether this map after `other` is no map at all."""
@@ -357,7 +373,8 @@ def transformed(block: Block, transform: Transform, taken: slice | None = None) 
     # `error` and `largest` of the block broadcast to its value, and an axis of size 1 is not summed over.
     inexact = absolute(np.broadcast_to(block.error, block.value.shape)) if np.any(block.error) else 0.0
     summed = inexact + transform.roundings * magnitude
-    mean = magnitude / transform.size
+    # The size of a term: its mean; of a fitted orthogonal map, whose own rounding is in every entry, that of an entry.
+    mean = magnitude / (math.sqrt(transform.size) if Exact(transform).fitted else transform.size)
     if taken is not None:
         value = value[taken]
         summed, mean = (part[taken] if np.shape(part)[0] != 1 else part for part in (summed, mean))
@@ -795,6 +812,7 @@ def _compare_rows(
     """The largest distance in ulps over the rows `taken`, or why the maps differ; in steps that stay in the cache."""
     reported = 0.0
     worth = sensitivity(rewritten[place.chain], place) if place is not None else []
+    fitted = any(isinstance(f, Exact) and f.fitted for chain in original for f in chain.factors)
     for start in range(taken.start, taken.stop, step):
         part = slice(start, min(start + step, taken.stop))
         target, actual = _sum_rows(original, part, size), _sum_rows(rewritten, part, size)
@@ -820,8 +838,10 @@ def _compare_rows(
             reported = max(reported, farthest)
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
-            excess = np.where(distance <= bound, 0.0, (distance - bound) / unit)
-            unit = np.maximum(unit, largest_unit(target.largest, place.epsilon))
+            wide = np.maximum(unit, largest_unit(target.largest, place.epsilon))
+            # A transform that was fitted to rounded weights is off by their rounding, cancelling entries first.
+            excess = np.where(distance <= bound, 0.0, (distance - bound) / (wide if fitted else unit))
+            unit = wide
             ratio = np.where(distance + bound == 0.0, 0.0, (distance + bound) / unit)
         at = np.unravel_index(int(np.argmax(excess)), excess.shape)
         if excess[at] > 1.0:

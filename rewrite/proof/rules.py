@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.proof import forms, symmetry
-from rewrite.proof.constants import Array, Constant, Grouped, permuted, reshaped
+from rewrite.proof.constants import Array, Constant, Grouped, permuted, reshaped, sliced
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
 from rewrite.proof.forms import Form, form_of
 from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Matrix, Mean, Scalar, diagonal_of
@@ -242,6 +242,7 @@ def power(walk: Walk, form: Form, exponent: float) -> Form:
 
 def rms(walk: Walk, form: Form, epsilon: float) -> Form:
     """x / √(mean(x²) + ε) over the last axis. ε is compared as a float32 number, in which it is always written."""
+    form = walk.aligned(form)
     peeled = symmetry.peel(form, -1)
     if peeled is not None:
         inner, transform = peeled
@@ -427,9 +428,10 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
     if a.rank < 2 or b.rank < 2 or a.kind != "f":
         return None
     shape = (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-    paired = symmetry.pairing(a, b)
+    paired = symmetry.pairing(walk, a, b)
     if paired is not None:
         return contraction(walk, *paired)
+    b = walk.aligned(b)
     behind = symmetry.peel(b, -1)
     if behind is not None:
         inner = contraction(walk, a, behind[0])
@@ -571,6 +573,8 @@ def gathering(walk, node, operands):
     if isinstance(data, Constant):
         if data.kind != "f" or len(data.shape) != 2 or axis not in (0, -2):
             return None
+        if isinstance(indices, Constant):
+            return _constant_rows(walk, data, indices)
         shape = (*walk.shape(indices), Dim.of(data.shape[0]))
         rows = walk.atom(("onehot", walk.operand(indices), data.shape[0]), shape)
         return walk.mapped(form_of(rows), -1, Matrix(data))
@@ -604,6 +608,19 @@ def gathering(walk, node, operands):
         return forms.take(form, axis, start, Dim.of(len(positions)))
     digest = Array(np.array(positions)).digest
     return forms.take(form, axis, Dim.of(0), Dim.of(len(positions)), digest)
+
+
+def _constant_rows(walk: Walk, data: Constant, indices: Constant) -> Constant | None:
+    """Rows of a constant that constant indices pick: a slice of it where they follow each other."""
+    rows, size, shape = integers(indices), data.shape[0], (*indices.shape, data.shape[1])
+    if not rows or any(not -size <= row < size for row in rows):
+        return None
+    walk.table.pin([indices], walk.node)
+    rows = [row % size for row in rows]
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        return reshaped(sliced(data, (slice(rows[0], rows[0] + len(rows)), slice(0, data.shape[1]))), shape)
+    values = walk.small(data)
+    return None if values is None else walk.computed(values[rows].reshape(shape), [data])
 
 
 @rule("GatherND")

@@ -100,6 +100,8 @@ HOMOGENEOUS = frozenset(("Relu", "LeakyRelu"))
 
 def through_elementwise(walk: Walk, name: str, form: Form) -> tuple[Form, int, Transform] | None:
     """F, the axis and T with f(`form`) = f(F)·T."""
+    for axis in {-1, 1 - form.rank} if form.rank > 1 else ():
+        form = walk.aligned(form, axis)
     if not ends_exactly(form):
         return None
     for axis in range(form.rank):
@@ -120,7 +122,7 @@ POOLED = frozenset(("MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePoo
 def through(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> tuple[Form, int, Transform] | None:
     """F, the axis and T, where a node's first operand is F·T and its only result comes out times T."""
     form = operands[0] if operands else None
-    if not isinstance(form, Form) or form.kind != "f" or not ends_exactly(form) or len(node.outputs) != 1:
+    if not isinstance(form, Form) or form.kind != "f" or len(node.outputs) != 1:
         return None
     if node.op_type in ELEMENTWISE and not any(isinstance(operand, Form) for operand in operands[1:]):
         return through_elementwise(walk, node.op_type, form)
@@ -140,6 +142,7 @@ def _permutes(transform: Transform) -> bool:
 
 def product(walk: Walk, a: Form, b: Form) -> tuple[Form, Form, int, list[Transform]] | None:
     """F, G, an axis counted from the end and transforms with a ⊙ b = (F ⊙ G)·T₁·T₂ on it."""
+    a, b = (walk.aligned(form) if form.rank > 1 else form for form in (a, b))
     if not (ends_exactly(a) or ends_exactly(b)):
         return None
     for axis in range(-1, -max(a.rank, b.rank) - 1, -1):
@@ -166,9 +169,9 @@ def product(walk: Walk, a: Form, b: Form) -> tuple[Form, Form, int, list[Transfo
 # ── Contractions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def pairing(a: Form, b: Form) -> tuple[Form, Form] | None:
+def pairing(walk: Walk, a: Form, b: Form) -> tuple[Form, Form] | None:
     """F and G with A·B = F·G, where A = F·M on the contracted axis and Bᵀ = Gᵀ·M⁻ᵀ."""
-    left, right = peel(a, -1), peel(b, -2)
+    left, right = peel(walk.aligned(a), -1), peel(walk.aligned(b, -2), -2)
     if left is None or right is None:
         return None
     try:

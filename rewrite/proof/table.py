@@ -15,6 +15,7 @@ from rewrite.proof.constants import Constant, sources
 from rewrite.proof.dimensions import Shape
 from rewrite.proof.forms import IDENTITY, Atom, Form, Term
 from rewrite.proof.linear import SHIPPED, Comparer, Demand, Match, Mismatch, Outcome, shipped
+from rewrite.proof.transforms import Transform
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Table:
     strangers: dict[int, Stranger] = field(default_factory=dict)
     demands: dict[Demand, str] = field(default_factory=dict)
     ulps: float = 0.0
+    found: list[Transform] = field(default_factory=list)
     products: dict[tuple[Any, ...], Form] = field(default_factory=dict)
     _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _alike: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
@@ -78,6 +80,10 @@ class Table:
         if side == "rewritten":
             self.strangers[number] = self._stranger(form, node, nearest)
         return number
+
+    def candidates(self, form: Form) -> list[int]:
+        """Values of the original that are the same sum of the same nonlinear results as `form`, the latest first."""
+        return [n for n in reversed(self._alike.get(form.skeleton, [])) if n not in self.strangers]
 
     def known(self, form: Form) -> int | None:
         """The number of `form`, if it has one."""

@@ -283,6 +283,9 @@ class Orthogonal(Transform):
 
     kind: ClassVar[str] = "orthogonal"
     values: np.ndarray
+    fitted: bool = False
+    """Whether it was found from rounded weights, and so is one of many that explain them."""
+
     orthogonal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -317,7 +320,7 @@ class Orthogonal(Transform):
 
     @cached_property
     def inverse(self) -> Transform:  # type: ignore[override]
-        return Orthogonal(np.ascontiguousarray(self.values.T))
+        return Orthogonal(np.ascontiguousarray(self.values.T), self.fitted)
 
     def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
         # |x|·|Q| ≤ ‖x‖₂ by Cauchy and Schwarz, since Q's columns have length 1.
@@ -333,6 +336,15 @@ class Orthogonal(Transform):
     @property
     def tensors(self) -> dict[str, np.ndarray]:
         return {f"values.{_name(self.values)}": self.values}
+
+
+def nearest_orthogonal(matrix: np.ndarray) -> np.ndarray:
+    """The polar factor of a matrix near to an orthogonal one, to float64 rounding (two Newton–Schulz steps)."""
+    left, _, right = np.linalg.svd(matrix)
+    values = left @ right
+    for _ in range(2):
+        values = 1.5 * values - 0.5 * values @ values.T @ values
+    return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -590,12 +602,13 @@ class LeftInverse(Transform):
 class Signs(Transform):
     """A matrix ±scale with scale⁻²·T·Tᵀ = n·I, exactly: a Hadamard matrix as it stands in a graph.
 
-    Raises ValueError where the signs are no Hadamard matrix.
+    `scale` None is the real number 1/√n, which makes it orthogonal. Raises ValueError where the signs are no Hadamard
+    matrix.
     """
 
     kind: ClassVar[str] = "signs"
     values: np.ndarray
-    scale: float
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         n = len(self.values)
@@ -614,21 +627,31 @@ class Signs(Transform):
 
     @property
     def orthogonal(self) -> bool:  # type: ignore[override]
-        return math.frexp(self.scale)[0] in (0.5, -0.5) and self.scale * self.scale * self.size == 1.0
+        if self.scale is None:
+            return True
+        return math.frexp(self.scale)[0] == 0.5 and self.scale * self.scale * self.size == 1.0
+
+    @property
+    def factor(self) -> float:
+        return 1.0 / math.sqrt(self.size) if self.scale is None else self.scale
+
+    @property
+    def _inverse_scale(self) -> float | None:
+        return None if self.scale is None else 1.0 / (self.scale * self.size)
 
     def apply(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
-        return along(axis, x, lambda rows: rows @ (self.values * self.scale))
+        return along(axis, x, lambda rows: rows @ (self.values * self.factor))
 
     @property
     def dual(self) -> Transform:
-        return Signs(self.values, 1.0 / (self.scale * self.size))
+        return Signs(self.values, self._inverse_scale)
 
     @property
     def inverse(self) -> Transform:
-        return Signs(np.ascontiguousarray(self.values.T), 1.0 / (self.scale * self.size))
+        return Signs(np.ascontiguousarray(self.values.T), self._inverse_scale)
 
     def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
-        return x.sum(axis=axis, keepdims=True) * abs(self.scale)
+        return x.sum(axis=axis, keepdims=True) * abs(self.factor)
 
     @property
     def roundings(self) -> int:
@@ -860,7 +883,7 @@ def from_json(content: Mapping[str, Any], tensor: Reader) -> Transform:
             values = np.asarray(tensor(content["values"]), np.float64)
             return {Scaling.kind: Scaling, Orthogonal.kind: Orthogonal, Invertible.kind: Invertible}[kind](values)
         if kind == Signs.kind:
-            return Signs(np.asarray(tensor(content["values"])).astype(np.int8), float(content["scale"]))
+            return Signs(np.asarray(tensor(content["values"])).astype(np.int8), content["scale"])
         if kind == Repeated.kind:
             return Repeated(from_json(content["inner"], tensor), content["left"], content["right"])
         if kind in (Reciprocal.kind, Inverse.kind):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from rewrite.proof import forms, layouts, rotary, symmetry
+from rewrite.proof import forms, inference, layouts, rotary, symmetry
 from rewrite.proof.constants import Array, Constant, Stored, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
@@ -38,6 +39,9 @@ OLDEST_OPSET = 13
 
 FOLDED_ELEMENTS = 1 << 24
 """Constants up to this size may be computed with at once; larger ones only change layout."""
+
+CANDIDATES = 4
+"""Values of the original that a value without a counterpart is compared with, in search of a change of basis."""
 
 COMMUTATIVE = frozenset("And Or Xor Equal Max Min Add Mul BitwiseAnd BitwiseOr BitwiseXor".split())
 RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
@@ -165,6 +169,33 @@ class Walk:
         self.values[name] = expected
         return True
 
+    def aligned(self, form: Form, axis: int = -1) -> Form:
+        """`form` as a value of the original times an exact transform of `axis`, where it is one but nobody said so.
+
+        For a nonlinear operator's operand that no value of the original equals.
+        """
+        if self.side != "rewritten" or symmetry.ends_exactly(form) or form.kind != "f":
+            return form
+        if self.intern(form) not in self.table.strangers:
+            return form
+        last = form.rank - 1
+        order = (*(i for i in range(form.rank) if i != axis % form.rank), axis % form.rank)
+        for candidate in self.table.candidates(form)[:CANDIDATES]:
+            original = self.table.forms[candidate]
+            moved, known = (forms.transpose(each, order) for each in (form, original))
+            size = known.shape[last].constant
+            fitting = [each for each in self.table.found if each.size == size]
+            for transform in chain(fitting, inference.guesses(moved, known)):
+                expected = forms.mapped(original, axis, Exact(transform))
+                outcome = None if expected is None else self.table.match(form, expected)
+                if expected is not None and isinstance(outcome, Match):
+                    self.table.commit(outcome, self.node)
+                    for each in (transform, transform.dual):
+                        if each not in self.table.found:
+                            self.table.found.append(each)
+                    return expected
+        return form
+
     def _partner_number(self, node: ir.Node) -> int | None:
         """The number of the original's value that the first operand's namesake is, if it has one."""
         if self.partner is None:
@@ -268,9 +299,9 @@ class Walk:
         return (origin.name,), spacing_of_one(constant.raw((slice(0, 1),) * len(constant.shape)))
 
     def attribute(self, node: ir.Node, name: str, default: float) -> Scalar:
-        """A floating-point attribute as a number: a float32 constant of the one node that has it."""
+        """A floating-point attribute as a number: a float32 constant of the one node that has it; 1 is no factor."""
         value = float(np.float32(node.attributes[name].value if name in node.attributes else default))
-        written = self.side == "rewritten" and name in node.attributes
+        written = self.side == "rewritten" and name in node.attributes and value != 1.0
         return Scalar(value, (f"{self.node}.{name}",) if written else (), SINGLE_ULP if written else 0.0)
 
     def computed(self, values: np.ndarray, used: Iterable[Constant]) -> Array:
