@@ -140,6 +140,18 @@ CASES: dict[tuple[str, str], Case] = {
         "h = Mul(x, half) t = Transpose<perm=[0,2,1]>(u) y = MatMul(h, t)", "t = Transpose<perm=[0,2,1]>(u) y = MatMul(x, t)",
         {"half": single(0.5)},
     ),
+    ("com.microsoft", "FusedGemm"): Case(
+        "float[B,4] x", "y = com.microsoft.FusedGemm<alpha=0.5, transB=1, activation=\"Tanh\">(x, w, v)",
+        "g = Gemm<alpha=0.5, transB=1>(x, w, v) y = Tanh(g)", "g = Gemm<alpha=0.5, transB=1>(x, w, v) y = Sigmoid(g)",
+        {"w": W, "v": V},
+    ),
+    ("com.microsoft", "FusedConv"): Case(
+        "float[B,2,4,4] x, float[B,3,5,5] z",
+        "y = com.microsoft.FusedConv<pads=[1,1,1,1], activation=\"LeakyRelu\", activation_params=[0.25]>(x, k, b, z)",
+        "c = Conv<pads=[1,1,1,1]>(x, k, b) a = Add(z, c) y = LeakyRelu<alpha=0.25>(a)",
+        "c = Conv<pads=[1,1,1,1]>(x, k, b) a = LeakyRelu<alpha=0.25>(c) y = Add(z, a)",
+        {"k": numbers(3, 2, 2, 2), "b": V[:3]},
+    ),
     ("", "Conv"): Case(
         "float[B,2,4,4] x", "a = Conv<pads=[1,1,1,1]>(x, k, b) y = Mul(a, s)", "y = Conv<pads=[1,1,1,1]>(x, k2, b2)",
         "y = Conv<pads=[1,1,1,1]>(x, k2, b)",
