@@ -255,9 +255,16 @@ class Change:
 
     @property
     def untied_bytes(self) -> int:
-        """Bytes of new constants whose old ones stay, since others still read them."""
-        copies = {id(new): new for old, new in self._copies if old.uses() or old.is_graph_output()}
-        return sum(new.const_value.nbytes for new in copies.values() if new.const_value is not None)
+        """Bytes of constants that are one more than there were: the old one is still read, or became two."""
+        origin: dict[ir.Value, ir.Value] = {}
+        for old, new in self._copies:
+            origin[new] = origin.get(old, old)
+        heirs: dict[ir.Value, list[int]] = {}
+        for new, old in origin.items():
+            if new.uses() and new.const_value is not None:
+                heirs.setdefault(old, []).append(new.const_value.nbytes)
+        kept = {old for old in heirs if old.uses() or old.is_graph_output()}
+        return sum(sum(sizes) - (0 if old in kept else max(sizes)) for old, sizes in heirs.items())
 
 
 def steps(relation: dict[str, Any] | None) -> list[dict[str, Any]]:
