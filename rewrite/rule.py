@@ -99,6 +99,34 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Insertion:
+    """A transform that was inserted explicitly: behind which value, under which name, and what that is worth.
+
+    `cost` is of the operators inserted, `gain` what the operators named in `serves` save; both are estimates in
+    nanoseconds, of the target's kernels at nominal sizes.
+    """
+
+    transform: str
+    behind: str
+    value: str
+    cost: float
+    gain: float
+    serves: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """This insertion in plain types."""
+        return {
+            **{"transform": self.transform, "behind": self.behind, "value": self.value},
+            **{"cost_ns": self.cost, "gain_ns": self.gain, "serves": list(self.serves)},
+        }
+
+    def __str__(self) -> str:
+        served = f"{len(self.serves)} norm{'s' * (len(self.serves) != 1)}"
+        cost, gain = f"{self.cost / 1000:.2g} µs", f"{self.gain / 1000:.2g} µs"
+        return f"{self.transform} inserted behind {self.behind}: cost {cost}, gain {gain} in {served}"
+
+
+@dataclass(frozen=True)
 class Applied:
     """A rule was applied at a site. `changed` maps new initializers to the ones they were computed from."""
 
@@ -108,12 +136,14 @@ class Applied:
     changed: dict[str, str]
     untied_bytes: int = 0
     notes: tuple[str, ...] = ()
+    insertions: tuple[Insertion, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """This record in plain types."""
         return {
             **{"pass": self.pass_name, "site": self.site, "outcome": "applied", "nodes": list(self.nodes)},
             **{"changed": dict(self.changed), "untied_bytes": self.untied_bytes, "notes": list(self.notes)},
+            **({"insertions": [one.to_json() for one in self.insertions]} if self.insertions else {}),
         }
 
     def __str__(self) -> str:
@@ -160,8 +190,8 @@ def apply_pass(program: Program, rule: Pass[Any]) -> list[Outcome]:
         change = Change(program, rule.name, editor)
         rule.rewrite(site, change)
         editor.clean()
-        notes = tuple(change.notes)
-        outcomes.append(Applied(rule.name, site.name, nodes, change.changed, change.untied_bytes, notes))
+        notes, inserted = (*change.notes, *map(str, change.insertions)), tuple(change.insertions)
+        outcomes.append(Applied(rule.name, site.name, nodes, change.changed, change.untied_bytes, notes, inserted))
     program.records.extend(outcomes)
     return outcomes
 
@@ -189,6 +219,7 @@ class Change:
     editor: Editor
     changed: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
+    insertions: list[Insertion] = field(default_factory=list[Insertion])
     _copies: list[tuple[ir.Value, ir.Value]] = field(default_factory=list[tuple[ir.Value, ir.Value]])
 
     def absorb(self, use: Use, weight: Weight, suffix: str, key: tuple[object, ...] | None = None) -> ir.Value:

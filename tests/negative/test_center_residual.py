@@ -47,7 +47,11 @@ CASES = {
     "R5": Case(
         block("s = Identity (stream)", outputs=", float[B, 6] s"), *("s", "Identity", "s is an output of the graph")
     ),
-    "R6": Case(block(), "s", "", "c is an initializer that is also a graph input", options={"overridable": ("c",)}),
+    "R6": Case(
+        block().replace("[B, 4]", "[B, 40]").replace("[4, 6]", "[40, 6]"),
+        *("s", "", "w is an initializer that is also a graph input"),
+        options={"overridable": ("w",)},
+    ),
     "R7": Case(
         block("s = Identity (stream) raw = MatMul (s, v)", outputs=", float[B, 3] raw"),
         *("s", "MatMul", "reads the raw stream"),
@@ -62,6 +66,20 @@ CASES = {
             y = MatMul (n, head)
         }""",
         *("s", "Transpose", "table would be copied for 1 norm, 2 asked for"),
+        inputs=("ids",),
+    ),
+    "R10": Case(
+        """kept (int64[B, S] ids, float[7, 6] table, float[6] g, float[6] b) => (float[B, S, 7] y, float[B, S, 6] z)
+        {
+            s = Gather (table, ids)
+            n = LayerNormalization (s, g, b)
+            m = LayerNormalization (s, b, g)
+            z = Tanh (n)
+            o = Tanh (m)
+            head = Transpose <perm = [1, 0]> (table)
+            y = MatMul (o, head)
+        }""",
+        *("s", "LayerNormalization", "would save less than a copied table takes"),
         inputs=("ids",),
     ),
 }
@@ -211,6 +229,17 @@ def test_a_norm_with_a_constant_scale_may_write_the_stream() -> None:
     assert difference(before, after, feed(before)) <= 1.0
 
 
-def test_more_norms_can_be_asked_for_before_a_table_is_copied() -> None:
-    (outcome,) = apply_pass(network(PRE_LN, ("ids",)), CenterResidual(norms_per_copy=4))
+def test_a_table_that_is_dear_to_copy_is_centred_behind() -> None:
+    """Copying the table is worth 3 norms here, an explicit centring behind the sum less than 2."""
+    program = network(PRE_LN, ("ids",))
+    (outcome,) = apply_pass(program, CenterResidual(norms_per_copy=4))
+    assert isinstance(outcome, Applied)
+    assert outcome.untied_bytes == 0
+    assert [insertion.behind for insertion in outcome.insertions] == ["x0"]
+    assert "table.centred" not in program.model.graph.initializers
+
+
+def test_a_table_is_neither_copied_nor_centred_behind_where_neither_pays() -> None:
+    (outcome,) = apply_pass(network(PRE_LN, ("ids",)), CenterResidual(norms_per_copy=4, centring_ns=2.0))
     assert outcome.refusal.requirement == "R9"
+    assert "table would be copied for 3 norms, 4 asked for" in outcome.refusal.reason
