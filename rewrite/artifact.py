@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import uuid
@@ -55,13 +56,23 @@ def _refuse(out: Path, source: Any, force: bool) -> None:
     if out.exists():
         if not force and any(out.iterdir()):
             raise OutputError("exists", where=str(out), remedy="give --force to replace it")
-        strange = [p.name for p in out.iterdir() if p.name not in _OURS]
+        ours = _OURS | _listed(out / CERTIFICATE)
+        strange = [p.name for p in out.iterdir() if p.name not in ours]
         if strange:
             found = ", ".join(sorted(strange)[:3])
             raise OutputError(f"holds files that are not ours: {found}", where=str(out), remedy="choose another folder")
 
 
 _OURS = {MODEL, f"{MODEL}.data", CERTIFICATE, TRANSFORMS, REPORT, PAGE, "session.json"}
+
+
+def _listed(certificate: Path) -> set[str]:
+    """The files that a certificate lists: those of a checkpoint that was written with it."""
+    try:
+        listed = json.loads(certificate.read_text(encoding="utf-8"))["files"]
+        return {str(name) for name in listed}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def _remove_leftovers(out: Path) -> None:

@@ -38,7 +38,7 @@ def convert(
     recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A named recipe, or a JSON file.")] = None,
     inputs: Given = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    to: Annotated[str, typer.Option(help="onnx (hf is not built yet).")] = "onnx",
+    to: Annotated[str, typer.Option(help="onnx, or hf: a checkpoint of the same architecture.")] = "onnx",
     no_check: Annotated[bool, typer.Option("--no-check", help="Prove, but run nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if a pass asked for applied nowhere.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing OUT.")] = False,
@@ -49,21 +49,37 @@ def convert(
     from rewrite.errors import RequestError
     from rewrite.report import print_report
 
-    if to != "onnx":
-        raise RequestError(f"cannot write {to!r}", where="--to", remedy="only onnx is written")
+    if to not in ("onnx", "hf"):
+        raise RequestError(f"cannot write {to!r}", where="--to", remedy="onnx or hf")
+    if to == "hf" and dtype is not None:
+        raise RequestError("a checkpoint keeps its type", where="--dtype", remedy="leave it out with --to hf")
     with progress() as tell:
-        report = pipeline.convert(
-            source,
-            out,
-            target=target,
-            passes=passes,
-            recipe=recipe,
-            inputs=inputs,
-            dtype=dtype,
-            check=not no_check,
-            force=force,
-            progress=tell,
-        )
+        if to == "hf":
+            from rewrite.export_hf import convert_checkpoint
+
+            report = convert_checkpoint(
+                source,
+                out,
+                passes=passes,
+                recipe=recipe,
+                inputs=inputs,
+                check=not no_check,
+                force=force,
+                progress=tell,
+            )
+        else:
+            report = pipeline.convert(
+                source,
+                out,
+                target=target,
+                passes=passes,
+                recipe=recipe,
+                inputs=inputs,
+                dtype=dtype,
+                check=not no_check,
+                force=force,
+                progress=tell,
+            )
     idle = [name for name in passes or () if not any(row.pass_name == name for row in report.applied)]
     for name in idle:
         print(f"warning: {name} applied nowhere", file=sys.stderr)

@@ -37,7 +37,7 @@ class Certificate:
     `original` and `rewritten` are content digests; `sites` and `refusals` are the passes' records in plain types;
     `relations` says of a rewritten value how it relates to the original's value of the same name where that is not the
     identity, and `transforms` what the transforms are that relations name; `solved` names the shipped constants that
-    stand for an exact value within δ ulps of them.
+    stand for an exact value within δ ulps of them. `files` are the names of a rewritten checkpoint's files.
     """
 
     original: str
@@ -50,6 +50,7 @@ class Certificate:
     transforms: dict[str, Step] = field(default_factory=dict)
     solved: list[str] = field(default_factory=list)
     semantics: dict[str, int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -85,6 +86,7 @@ class Certificate:
             **{"outputs": self.outputs, "sites": self.sites, "refusals": self.refusals},
             "transforms": {name: step.to_json() for name, step in self.transforms.items()},
             **{"relations": self.relations, "solved": self.solved},
+            **({"files": self.files} if self.files else {}),
         }
 
     def save(self, path: Path) -> None:
