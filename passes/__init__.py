@@ -10,23 +10,35 @@ A pass is a frozen dataclass whose fields are its options. File, class and comma
 `CenterResidual`, `center-residual`. Nothing is discovered: a pass exists when it stands in `PASSES`.
 """
 
+from rewrite.passes.affine_heads import AffineHeads
 from rewrite.passes.center_residual import CenterResidual
 from rewrite.passes.equalize import Equalize
 from rewrite.passes.fold_norm import FoldNorm
 from rewrite.passes.fold_scale import FoldScale
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
+from rewrite.passes.rotate_heads import RotateHeads
+from rewrite.passes.scale_heads import ScaleHeads
+from rewrite.passes.scale_query_key import ScaleQueryKey
 from rewrite.passes.smooth import Smooth
 from rewrite.passes.stabilize_norm import StabilizeNorm
 
-PASSES = (FoldScale, CenterResidual, FoldNorm, StabilizeNorm, Smooth, Equalize, ReparameterizeNormScale)
+PASSES = (
+    *(FoldScale, CenterResidual, FoldNorm, StabilizeNorm),
+    *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
+    *(Smooth, Equalize, ReparameterizeNormScale),
+)
 
 __all__ = [
     "PASSES",
+    "AffineHeads",
     "CenterResidual",
     "Equalize",
     "FoldNorm",
     "FoldScale",
     "ReparameterizeNormScale",
+    "RotateHeads",
+    "ScaleHeads",
+    "ScaleQueryKey",
     "Smooth",
     "StabilizeNorm",
 ]

@@ -138,11 +138,11 @@ def _reshape(node: ir.Node) -> Iterator[Thread]:
     """An axis survives where it has the same size and the same number of elements behind it, before and after."""
     before, after = _shape(node.inputs[0]), _shape(node.outputs[0])
     places: dict[tuple[Size, object], int] = {
-        (size, _volume(after[axis + 1 :])): axis for axis, size in enumerate(after) if size not in (1, None)
+        (size, volume(after[axis + 1 :])): axis for axis, size in enumerate(after) if size not in (1, None)
     }
     surviving: set[int] = set()
     for axis, size in enumerate(before):
-        behind = _volume(before[axis + 1 :])
+        behind = volume(before[axis + 1 :])
         place = places.get((size, behind)) if behind is not None else None
         if place is not None:
             surviving.add(place)
@@ -155,10 +155,10 @@ def _reshape(node: ir.Node) -> Iterator[Thread]:
         yield Thread(Role.OPAQUE, (), ((0, axis),), reason)
 
 
-def _volume(sizes: Shape) -> tuple[int, frozenset[tuple[str, int]]] | None:
+def volume(sizes: Shape) -> tuple[int, frozenset[tuple[str, int]]] | None:
     """The product of `sizes`: an integer and a multiset of names; None where a size is unknown.
 
-    >>> _volume((2, "batch", 3)) == _volume(("batch", 6))
+    >>> volume((2, "batch", 3)) == volume(("batch", 6))
     True
     """
     number, names = 1, Counter[str]()
