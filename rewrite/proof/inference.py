@@ -32,6 +32,9 @@ LARGEST = 1 << 13
 ROWS_PER_CHANNEL = 16
 """Equations taken for each unknown of a column of T; rounding averages out over them."""
 
+SHARP = 1e-5
+"""How near to a number of few digits one is taken to it."""
+
 NEAR = 1e-3
 """How near to a structure a guess is taken to it; the match that follows decides."""
 
@@ -49,7 +52,7 @@ def guesses(rewritten: Form, original: Form) -> Iterator[Transform]:
     if not scale or np.linalg.matrix_rank(known) < width:
         ratio = _diagonal(known, wanted)
         if ratio is not None:
-            yield Scaling(ratio)
+            yield Scaling(_rounded(ratio))
         return
     yield from _structured(np.linalg.lstsq(known, wanted, rcond=None)[0])
 
@@ -93,7 +96,7 @@ def _structured(guess: np.ndarray) -> Iterator[Transform]:
     diagonal = np.diagonal(guess)
     if np.abs(guess - np.diag(diagonal)).max() < NEAR * size and (np.abs(diagonal) > NEAR * size).all():
         if (np.abs(diagonal - 1.0) > NEAR).any():
-            yield Scaling(np.array(diagonal))
+            yield Scaling(_rounded(diagonal))
         return
     if np.abs(guess @ guess.T - np.eye(n)).max() < NEAR:
         rounded = np.rint(guess)
@@ -108,6 +111,14 @@ def _structured(guess: np.ndarray) -> Iterator[Transform]:
         yield Invertible(guess if blocks is None else blocks)
     except ValueError:
         return
+
+
+def _rounded(diagonal: np.ndarray) -> np.ndarray:
+    """A diagonal near to one number as that number, and numbers near to powers of two as those."""
+    even = np.full_like(diagonal, np.median(diagonal))
+    values = even if np.abs(diagonal / even - 1.0).max() < SHARP else diagonal
+    powers = np.sign(values) * np.exp2(np.rint(np.log2(np.abs(values))))
+    return np.where(np.abs(values / powers - 1.0) < SHARP, powers, values)
 
 
 def _signs(guess: np.ndarray) -> Iterator[Transform]:

@@ -167,6 +167,17 @@ def diagonal_of(transform: Transform) -> np.ndarray | None:
     return None
 
 
+def uniform_of(transform: Transform) -> float | None:
+    """The power of two by which a map multiplies all channels alike: products of such numbers are exact."""
+    if not isinstance(transform, Scaling | Reciprocal):
+        return None
+    values = transform.values if isinstance(transform, Scaling) else transform.scaling.values
+    first = float(values[0])
+    if abs(math.frexp(first)[0]) != 0.5 or (values != first).any():
+        return None
+    return first if isinstance(transform, Scaling) else 1.0 / first
+
+
 Factor = Matrix | Diagonal | Scalar | Centre | Mean | Spread | Exact
 
 
@@ -233,6 +244,8 @@ class Chain:
                 return None
             if isinstance(last, Spread):
                 return Chain(self.factors[:-1])
+        if isinstance(last, Exact) and (number := uniform_of(last.transform)) is not None:
+            return self._before(number, factor)
         if isinstance(factor, Exact):
             if factor.undoes(last):
                 return Chain(self.factors[:-1])
@@ -240,6 +253,18 @@ class Chain:
                 # An isometry onto the centred vectors does not see the mean.
                 return Chain((*self.factors[:-1], factor))
         return Chain((*self.factors, factor))
+
+    def _before(self, number: float, factor: Factor) -> Chain | None:
+        """This map, which ends in one number for all channels, followed by `factor`: the number stays behind."""
+        inner = Chain(self.factors[:-1]).then(factor)
+        size = Chain((factor,)).sizes()[1]
+        if inner is None or size is None:
+            return inner
+        last = inner.factors[-1] if inner.body else None
+        other = uniform_of(last.transform) if isinstance(last, Exact) else None
+        if other is not None:
+            inner, number = Chain(inner.factors[:-1]), number * other
+        return inner if number == 1.0 else Chain((*inner.factors, Exact(Scaling(np.full(size, number)))))
 
     def select(self, start: int, stop: int) -> Chain | None:
         """Only the output channels [start, stop): moved into the constants; None where a factor mixes channels."""

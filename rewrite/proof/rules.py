@@ -370,13 +370,16 @@ def batch_normalization(walk, node, operands):
         return None
     if not all(isinstance(o, Constant) for o in operands[1:]):
         return None
-    gamma, beta, mean, variance = (operand.whole() for operand in operands[1:5])
-    factor = gamma / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
-    shift = beta - factor * mean
+    gamma, beta, mean, variance = operands[1:5]
     form = walk.form(operands[0])
-    used = list(operands[1:5])
-    scaled = walk.mapped(form, 1, Diagonal(walk.computed(factor, used)))
-    return forms.add(scaled, walk.form(walk.computed(shift.reshape(-1, *[1] * (form.rank - 2)), used)))
+
+    def channels(constant: Constant) -> Form:
+        return walk.form(reshaped(constant, (constant.size, *[1] * (form.rank - 2))))
+
+    deviation = np.sqrt(variance.whole() + float(attribute(node, "epsilon", 1e-5)))
+    centred = forms.add(form, forms.scaled(channels(mean), Scalar(-1.0)))
+    normalized = walk.mapped(centred, 1, Diagonal(walk.computed(1.0 / deviation, [variance])))
+    return forms.add(walk.mapped(normalized, 1, Diagonal(gamma)), channels(beta))
 
 
 # ── Linear operators ────────────────────────────────────────────────────────────────────────────────────────────────

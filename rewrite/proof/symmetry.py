@@ -38,6 +38,13 @@ def ends_exactly(form: Form) -> bool:
     return any(isinstance(chain.factors[-1], Exact) for t in form.terms for chain in t.chains if chain.factors)
 
 
+def holds_exact(value: Value | None) -> bool:
+    """Whether an exact transform stands anywhere in a value."""
+    return isinstance(value, Form) and any(
+        isinstance(factor, Exact) for term in value.terms for chain in term.chains for factor in chain.factors
+    )
+
+
 def peel(form: Form, axis: int) -> tuple[Form, Transform] | None:
     """F and T with `form` = F·T on `axis`; None where the terms do not all end in one transform there."""
     axis %= form.rank

@@ -126,6 +126,9 @@ class Walk:
                 name = output.name or ""
                 if name in self.relations:
                     self.related[name] = self._relate(name, self.relations[name])
+                elif self.partner is not None and symmetry.holds_exact(self.values.get(name)):
+                    # A basis was left: what then equals its namesake is that, and no product of shipped constants.
+                    self._relate(name, Relation(name, ()))
 
     def _results(self, node: ir.Node) -> Sequence[Value]:
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
@@ -166,7 +169,9 @@ class Walk:
         if not isinstance(outcome, Match):
             return False
         self.table.commit(outcome, self.node)
-        self.values[name] = expected
+        if not isinstance(ours, Constant):
+            # A constant stays one: operators read it by its entries.
+            self.values[name] = expected
         return True
 
     def aligned(self, form: Form, axis: int = -1) -> Form:
