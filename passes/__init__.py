@@ -12,9 +12,11 @@ A pass is a frozen dataclass whose fields are its options. File, class and comma
 
 from rewrite.passes.affine_heads import AffineHeads
 from rewrite.passes.center_residual import CenterResidual
+from rewrite.passes.eliminate_dead_channels import EliminateDeadChannels
 from rewrite.passes.equalize import Equalize
 from rewrite.passes.fold_norm import FoldNorm
 from rewrite.passes.fold_scale import FoldScale
+from rewrite.passes.merge_duplicate_channels import MergeDuplicateChannels
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
 from rewrite.passes.rotate_heads import RotateHeads
 from rewrite.passes.scale_heads import ScaleHeads
@@ -23,7 +25,8 @@ from rewrite.passes.smooth import Smooth
 from rewrite.passes.stabilize_norm import StabilizeNorm
 
 PASSES = (
-    *(FoldScale, CenterResidual, FoldNorm, StabilizeNorm),
+    *(FoldScale, EliminateDeadChannels, MergeDuplicateChannels),
+    *(CenterResidual, FoldNorm, StabilizeNorm),
     *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
     *(Smooth, Equalize, ReparameterizeNormScale),
 )
@@ -32,9 +35,11 @@ __all__ = [
     "PASSES",
     "AffineHeads",
     "CenterResidual",
+    "EliminateDeadChannels",
     "Equalize",
     "FoldNorm",
     "FoldScale",
+    "MergeDuplicateChannels",
     "ReparameterizeNormScale",
     "RotateHeads",
     "ScaleHeads",

@@ -54,7 +54,7 @@ def grid(seen: ChannelRange, bits: int, symmetric: bool) -> Grid:
     scales = (high - low) / (2**bits - 1)
     alive = scales > 0
     zero_points = np.zeros_like(scales)
-    zero_points[alive] = 2 ** (bits - 1) if symmetric else np.rint(-low[alive] / scales[alive])
+    zero_points[alive] = 2 ** (bits - 1) if symmetric else np.rint((0.0 - low[alive]) / scales[alive])
     scale = float(scales[alive].mean()) if alive.any() else 1.0
     zero_point = int(np.rint(zero_points[alive].mean())) if alive.any() else 0
     return Grid(np.where(alive, scales, scale), np.where(alive, zero_points, zero_point), scale, zero_point)

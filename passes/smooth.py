@@ -131,9 +131,13 @@ def _one_row(rule: Any, site: NormOutput) -> Breach | None:
     for node, factor in site.factors.items() if site.shifts else ():
         if not is_operator(node, "MatMul"):
             return Breach(node, f"a shift would meet the padding of {node.op_type}")
-        if len(factor.constants) > 1 or len(weight_behind(factor.constants[0].value).shape) != 2:
+        if not _is_one_matrix(factor):
             return Breach(node, "the shift meets a stack of matrices, whose biases differ")
     return None
+
+
+def _is_one_matrix(factor: Factor) -> bool:
+    return len(factor.constants) == 1 and all(len(weight_behind(use.value).shape) == 2 for use in factor.constants)
 
 
 def _worth_new_biases(rule: Any, site: NormOutput) -> Breach | None:

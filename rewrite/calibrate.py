@@ -30,4 +30,5 @@ def calibrated(rule: Pass[Any], program: Program, inputs: Iterable[Mapping[str, 
     wanted = tuple(names(program))
     if not wanted:
         return rule
-    return dataclasses.replace(rule, statistics=channel_statistics(program.model, inputs, wanted))
+    measured: Any = rule  # every pass is a dataclass, which its base class cannot say
+    return dataclasses.replace(measured, statistics=channel_statistics(program.model, inputs, wanted))

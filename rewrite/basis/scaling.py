@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,12 +33,12 @@ from rewrite.ir.weights import Map, Reshape, Transformed, Transpose, Weight, row
 class Factor:
     """The constants a contraction multiplies a region's channels with: each operand, and its axis of channels.
 
-    `values` are what lies between the constants and the contraction (a transposed table). `groups` is not 1 for a
-    grouped Conv, whose kernel (n, d/groups, …) has its d channels on two axes.
+    `values` are what lies between the constants and the contraction (a transposed table), each with its axis of
+    channels. `groups` is not 1 for a grouped Conv, whose kernel (n, d/groups, …) has its d channels on two axes.
     """
 
     constants: tuple[Use, ...]
-    values: tuple[ir.Value, ...] = ()
+    values: Mapping[ir.Value, int] = field(default_factory=dict[ir.Value, int])
     groups: int = 1
 
     def behind(self, use: Use, transform: Map) -> Weight:
@@ -73,7 +74,7 @@ def factor_of(reader: Use) -> Factor | None:
     if is_operator(node, "MatMul"):
         region = right_factor(node, DIAGONAL)
         whole = not (region.obstructions or region.writing_norms or region.norms) and bool(region.constants)
-        return Factor(tuple(region.constants), tuple(region.axes)) if whole else None
+        return Factor(tuple(region.constants), dict(region.axes)) if whole else None
     if is_operator(node, "Conv", "ConvTranspose") and is_constant(node.inputs[1]):
         if node.op_type == "ConvTranspose":
             return Factor((Use(node, 1, 0),))
