@@ -15,6 +15,7 @@ import onnx_ir as ir
 from rewrite.proof import forms
 from rewrite.proof.constants import Stored, same_values
 from rewrite.proof.forms import Form
+from rewrite.proof.linear import Comparer
 from rewrite.proof.relation import Verdict
 from rewrite.proof.table import Stranger, Table
 from rewrite.proof.transforms import Step
@@ -48,17 +49,20 @@ def prove(
     *,
     claims: Mapping[str, Mapping[str, object]] | None = None,
     transforms: Mapping[str, Step] | None = None,
+    ulps: float = 1.0,
 ) -> Proof:
     """Prove that `rewritten` computes `original`, or say where the proof stops.
 
     `claims` are a certificate's relations (value name → {"transform", "axis"}) and `transforms` what they name. Each is
     checked where its value is computed, and a false one spoils the verdict, because then something that was written
     down is not true. One that names no value of the rewritten graph says nothing.
+
+    `ulps` is how far a shipped constant may be from its exact value. More than 1 is not EQUAL but EQUAL_MODULO.
     """
     interface = _interface(original, rewritten)
     if interface is not None:
         return Proof(interface)
-    table = Table()
+    table = Table(Comparer(ulps))
     first = Walk(original, "original", table)
     relations = {name: _relation(name, claim, transforms or {}) for name, claim in (claims or {}).items()}
     second = Walk(rewritten, "rewritten", table, partner=first, relations=relations)
@@ -77,7 +81,7 @@ def prove(
     except Exception as error:  # noqa: BLE001 - as above
         return Proof(Verdict("UNKNOWN", node=second.node, reason=str(error) or type(error).__name__))
     proof = Proof(
-        Verdict("EQUAL", table.ulps),
+        _holding(table),
         outputs,
         tuple(sorted({d.name for d in table.demands if d.value != ("shipped",) and d.name})),
         checked,
@@ -93,9 +97,17 @@ def prove(
         proof.verdict = Verdict("UNKNOWN", node=node, reason=f"two uses of {name} ask for different exact values of it")
     elif false is not None:
         proof.verdict = Verdict("UNKNOWN", node=false, reason="the certificate's relation of this value is not true")
-    elif table.ulps > 1.0:
+    elif table.ulps > ulps:
         proof.verdict = Verdict("UNKNOWN", table.ulps, reason=f"a constant is {table.ulps:.3g} ulp off")
     return proof
+
+
+def _holding(table: Table) -> Verdict:
+    """EQUAL, or EQUAL_MODULO what had to be declared."""
+    declared = sorted(table.declared)
+    if table.ulps > 1.0:
+        declared.append(f"constants within {table.ulps:.3g} ulp of exact")
+    return Verdict("EQUAL_MODULO" if declared else "EQUAL", table.ulps, reason="; ".join(declared))
 
 
 def _cause(table: Table) -> Stranger | None:
@@ -157,7 +169,7 @@ def _output(first: Walk, second: Walk, name: str) -> Verdict:
     wanted = first.intern(first.form(theirs))
     found = second.table.intern(second.form(ours), "rewritten", name, wanted)
     if found == wanted:
-        return Verdict("EQUAL", second.table.ulps)
+        return _holding(second.table)
     stranger = _first_stranger(second.table, second.form(ours), found)
     return Verdict("UNKNOWN", stranger.ulps, stranger.node, stranger.reason)
 

@@ -491,9 +491,13 @@ def shipped(factors: Sequence[Factor]) -> frozenset[Demand]:
 
 
 class Comparer:
-    """Compares linear maps of the rewritten graph with the original's; remembers every answer."""
+    """Compares linear maps of the rewritten graph with the original's; remembers every answer.
 
-    def __init__(self) -> None:
+    `ulps` is how far a shipped constant may be from its exact value: 1, unless more was declared.
+    """
+
+    def __init__(self, ulps: float = 1.0) -> None:
+        self.ulps = ulps
         self._same: dict[tuple[Any, Any], bool] = {}
         self._chains: dict[tuple[Any, ...], Outcome] = {}
         self._partner: dict[tuple[Any, ...], tuple[Any, ...]] = {}
@@ -609,14 +613,14 @@ class Comparer:
             outcome = compare_scalars(Chain(tuple(ours)).scalar, Chain(tuple(theirs)).scalar)
         else:
             inner = Chain(tuple(ours)).sizes()[0] or Chain(tuple(theirs)).sizes()[0] or size
-            outcome = numeric([Chain(tuple(ours))], [Chain(tuple(theirs))], inner)
+            outcome = numeric([Chain(tuple(ours))], [Chain(tuple(theirs))], inner, self.ulps)
         return outcome + cancelling if isinstance(outcome, Match) else outcome
 
     def _sums(self, rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None) -> Outcome:
         index = tuple(tuple((c.key, c.scalar) for c in chains) for chains in (rewritten, original))
         if index not in self._chains:
             inner = next((n for c in (*rewritten, *original) if (n := c.sizes()[0]) is not None), size)
-            self._chains[index] = numeric(rewritten, original, inner)
+            self._chains[index] = numeric(rewritten, original, inner, self.ulps)
         return self._chains[index]
 
 
@@ -647,11 +651,11 @@ def unit_at(value: float, epsilon: float) -> float:
     return 0.0 if value == 0.0 else 2.0 ** math.floor(math.log2(abs(value))) * epsilon
 
 
-def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None) -> Outcome:
+def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None, ulps: float = 1.0) -> Outcome:
     """Compare two sums of chains as matrices, block by block, adjusting one shipped constant.
 
     The adjustable constant W′ is the largest rewritten one that only diagonal factors surround; for it
-    |A|·ulp(W′)·|B| is what one ulp of it is worth in the product.
+    |A|·ulp(W′)·|B| is what one ulp of it is worth in the product, and `ulps` of them are allowed.
     """
     if size is None:
         return Mismatch("maps of unknown size")
@@ -666,7 +670,7 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
         rewritten = [Chain((Spread(size), *chain.factors)) for chain in rewritten]
         original = [Chain((Spread(size), *chain.factors)) for chain in original]
         size = 1
-    place = adjustable(rewritten)
+    place = adjustable(rewritten, ulps)
     if place is None and rewritten and not all(_is_zero(chain) for chain in rewritten):
         return Mismatch("no shipped constant can be adjusted to make the maps equal")
     reported = 0.0
@@ -680,7 +684,7 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
                 pool.shutdown(wait=True, cancel_futures=True)
                 return found
             reported = max(reported, found)
-    if reported > 1.0:
+    if reported > ulps:
         return Mismatch(f"float64 cannot decide: the bound is {reported:.3g} ulp", reported)
     if place is None:
         return Match(0.0, frozenset(d for chain in rewritten for d in shipped(chain.factors)))
@@ -859,17 +863,19 @@ def _compare_rows(
         with np.errstate(divide="ignore", invalid="ignore"):
             # 0/0 is an entry that is zero on both sides.
             farthest = float(np.fmax.reduce((distance + bound) / unit, axis=None, initial=0.0))
-        if farthest <= 1.0:
+        if farthest <= place.ulps:
             reported = max(reported, farthest)
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             wide = np.maximum(unit, largest_unit(target.largest, place.epsilon))
-            # A transform that was fitted to rounded weights is off by their rounding, cancelling entries first.
-            excess = np.where(distance <= bound, 0.0, (distance - bound) / (wide if fitted else unit))
+            # A transform that was fitted to rounded weights is off by their rounding, cancelling entries first; so is a
+            # constant that is declared to be computed in its own type.
+            lenient = fitted or place.ulps > 1.0
+            excess = np.where(distance <= bound, 0.0, (distance - bound) / (wide if lenient else unit))
             unit = wide
             ratio = np.where(distance + bound == 0.0, 0.0, (distance + bound) / unit)
         at = np.unravel_index(int(np.argmax(excess)), excess.shape)
-        if excess[at] > 1.0:
+        if excess[at] > place.ulps:
             name = place.constant.stored.name if place.constant.stored else "a constant"
             where = (start + int(at[0]), int(at[1]))
             return Mismatch(f"{name} is {excess[at]:.3g} ulp off at {where}", float(excess[at]))
@@ -939,9 +945,10 @@ class Adjustable:
     factor: int
     constant: Constant
     epsilon: float
+    ulps: float = 1.0
 
 
-def adjustable(chains: Sequence[Chain]) -> Adjustable | None:
+def adjustable(chains: Sequence[Chain], ulps: float = 1.0) -> Adjustable | None:
     """The largest shipped constant that only diagonal factors surround."""
     best: Adjustable | None = None
     for i, chain in enumerate(chains):
@@ -959,7 +966,7 @@ def adjustable(chains: Sequence[Chain]) -> Adjustable | None:
                 continue
             if best is None or constant.size > best.constant.size:
                 sample = constant.raw(tuple(slice(0, min(n, 1)) for n in constant.shape))
-                best = Adjustable(i, j, constant, float(spacing_of_one(sample)))
+                best = Adjustable(i, j, constant, float(spacing_of_one(sample)), ulps)
     return best
 
 

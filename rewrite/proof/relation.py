@@ -22,6 +22,10 @@ where the operator stands, and float32 numbers where the definition was written 
 float32, counted in δ like any other constant. Numbers that nobody wrote (a count, the −1 of Sub, the 1 of no factor at
 all) are exact.
 
+**Declared.** EQUAL_MODULO(…) is the same theorem under a condition that it names: constants within more than 1 ulp of
+exact (other tools fold constants in float32, which rounds several times), or a layout that only the machine that wrote
+the file knows. A conversion never asks for it; whoever compares two files of others may accept it or not.
+
 **What is not claimed.** That the rewritten network runs wherever the original does: an operator whose result it does
 not use may still refuse its operands there. Casts between floating-point types of 16 bits and more are identities; to
 fewer bits they are quantizations. Operators mean what they mean from opset 13 on.
@@ -66,6 +70,8 @@ class Verdict:
     def __str__(self) -> str:
         if self.kind == "EQUAL":
             return f"EQUAL({self.ulps:.2g} ulp)"
+        if self.kind == "EQUAL_MODULO" and self.reason:
+            return f"EQUAL_MODULO({self.reason})"
         if self.kind in ("UNKNOWN", "REFUTED"):
             return f"{self.kind}({', '.join(part for part in (self.node, self.reason) if part)})"
         return self.kind
