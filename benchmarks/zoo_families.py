@@ -27,6 +27,10 @@ Built = tuple[torch.nn.Module, Inputs]
 BATCH, SEQUENCE, DECODER_SEQUENCE = 2, 9, 5
 
 
+KINDS = ("decoder", "state-space", "encoder", "encoder–decoder", "vision", "audio", "vision–language")
+"""What families are of, in the order of the table."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One network of the zoo: the table it stands in, and `build() -> (model, example inputs)`."""
@@ -105,7 +109,10 @@ def _without(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def add(name: str, kind: str, cls: str, config: str, inputs: Callable[[], Inputs], **options: Any) -> None:
-    """Put a family into the zoo: the model class and configuration class by name, example inputs, and options."""
+    """Put a family into the zoo: the model class and configuration class by name, example inputs, and options.
+
+    A name that `tests/families.py` has is that family.
+    """
 
     def build() -> Built:
         with warnings.catch_warnings():
@@ -119,13 +126,8 @@ def add(name: str, kind: str, cls: str, config: str, inputs: Callable[[], Inputs
 
     if name in ZOO:
         raise ValueError(f"{name} is in the zoo already")
-    ZOO[name] = Family(kind, build)
+    ZOO[name] = Family(kind, FAMILIES.get(name, build))
 
-
-_VISION = {"vit", "deit", "dinov2", "beit", "swin", "convnext", "clip_vision", "siglip_vision", "resnet"}
-for _name, _build in FAMILIES.items():
-    _kind = "vision" if _name in _VISION else "encoder" if _name in ("bert", "modernbert") else "decoder"
-    ZOO[_name] = Family(_kind, _build)
 
 # ── Language: decoders ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -288,8 +290,7 @@ encoder("nomic_bert", "NomicBert", **TEXT)
 encoder("data2vec_text", "Data2VecText", **TEXT)
 encoder("layoutlm", "LayoutLM", **TEXT)
 encoder("ibert", "IBert", **TEXT)
-encoder("fnet", "FNet", **_without(TEXT, "num_attention_heads"))
-ZOO["fnet"] = Family("encoder", lambda build=ZOO["fnet"].build: (build()[0], tokens()))
+add("fnet", "encoder", "FNetForMaskedLM", "FNetConfig", tokens, **_without(TEXT, "num_attention_heads"))
 encoder("gte", "Gte", **TEXT)
 encoder("xmod", "Xmod", **TEXT, default_language="en_XX", languages=["en_XX"], pre_norm=True)
 encoder("t5_encoder", "T5", "EncoderModel", vocab_size=VOCABULARY, d_model=48, d_kv=12, d_ff=80, num_layers=2,
@@ -532,4 +533,13 @@ multimodal("bridgetower", "BridgeTowerModel", "BridgeTowerConfig",
            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, text_config={**TEXT, "hidden_size": 64},
            vision_config={**_TOWER, "hidden_size": 64})  # fmt: skip
 
-del _name, _build, _kind
+# ── Those of tests/families.py ──────────────────────────────────────────────────────────────────────────────────────
+
+_KINDS = {
+    "vision": "vit deit dinov2 beit swin convnext clip_vision siglip_vision resnet",
+    "encoder": "bert modernbert",
+}
+for _name in sorted(FAMILIES.keys() - ZOO.keys()):
+    _kind = next((kind for kind, members in _KINDS.items() if _name in members.split()), "decoder")
+    ZOO[_name] = Family(_kind, FAMILIES[_name])
+ZOO = dict(sorted(ZOO.items(), key=lambda item: KINDS.index(item[1].kind)))
