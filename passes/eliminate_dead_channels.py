@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from rewrite.basis.channels import Form, forms, grow_selected
 from rewrite.basis.regions import Cause, Region, Use
-from rewrite.basis.scaling import Factor, factor_of
+from rewrite.basis.scaling import Factor, factor_of, factors_of, read_besides
 from rewrite.ir.constants import is_constant, weight_behind
 from rewrite.ir.edit import is_operator, shape_of
 from rewrite.ir.program import Program
@@ -33,6 +33,7 @@ from rewrite.proof.transforms import Selection
 from rewrite.rule import Breach, Change, Pass, Requirement, Site, read_elsewhere
 
 CONTRACTIONS = ("MatMul", "Conv", "ConvTranspose")
+LAYOUT = ("Transpose", "Identity", "Cast", "Squeeze", "Unsqueeze", "Split")
 LISTED = 12
 """How many channels a note names."""
 
@@ -46,9 +47,8 @@ class Hidden(Site):
 
     @property
     def factors(self) -> dict[ir.Node, Factor]:
-        """What every reader multiplies the channels with; readers without a constant factor are left out."""
-        found = {use.node: factor_of(use) for use in self.region.readers}
-        return {node: factor for node, factor in found.items() if factor is not None}
+        """What every reader multiplies the channels with."""
+        return factors_of(self.region)
 
     def constants(self, channel: int) -> tuple[float | None, ...]:
         """For every reader the number that it always reads in a channel, or None."""
@@ -98,34 +98,25 @@ def _constant_readers(rule: Any, site: Hidden) -> Breach | None:
         factor = factor_of(use)
         if factor is None or factor.groups != 1:
             return Breach(use.node, f"{use.node.op_type} multiplies the channels with something that is not a constant")
-        for value in factor.values:
-            if is_operator(node := value.producer(), "Reshape", "Expand"):
-                return Breach(node, f"{node.op_type} writes the number of channels of {value.name}")
+        if not factor.is_laid_out_by(*LAYOUT):
+            return Breach(use.node, f"{use.node.op_type} reads its constant through more than a change of layout")
     return None
 
 
 def _unshared(rule: Any, site: Hidden) -> Breach | None:
-    readers = set(site.factors)
-    written = [use for use in site.region.constants if len(weight_behind(use.value).shape) > 1]
-    for use in written:
-        if (other := read_elsewhere(use, site.region.constants)) is not None:
+    for use in site.region.constants:
+        matrix = len(weight_behind(use.value).shape) > 1
+        if matrix and (other := read_elsewhere(use, site.region.constants)) is not None:
             return Breach(other, f"{use.value.name} is also read here, and would have to be copied")
-    for factor in site.factors.values():
-        inside = {use.node for use in factor.constants} | readers
-        inside |= {node for value in factor.values if (node := value.producer()) is not None}
-        for value in (*(use.value for use in factor.constants), *factor.values):
-            for other in value.uses():
-                if other.node not in inside or (other.node in readers and other.idx == 0):
-                    return Breach(other.node, f"{value.name} is also read here, and would have to be copied")
-            if any(value is use.value for use in written):
-                return Breach(written[0].node, f"{value.name} writes the channels and reads them")
-    return None
+    met = read_besides(site.factors)
+    return None if met is None else Breach(met[0], f"{met[1].name} is also read here, and would have to be copied")
 
 
 def _one_bias(rule: EliminateDeadChannels, site: Hidden) -> Breach | None:
     for node, numbers in _folded(site, rule.removed(site)).items():
-        constants = site.factors[node].constants
-        plain = len(constants) == 1 and all(len(weight_behind(use.value).shape) == 2 for use in constants)
+        factor = site.factors[node]
+        stored = [len(weight_behind(use.value).shape) for use in factor.constants]
+        plain = stored == [2] and factor.is_laid_out_by("Transpose", "Identity", "Cast")
         if numbers.any() and not (is_operator(node, "MatMul") and plain):
             return Breach(node, f"{node.op_type} reads a constant that is not 0, and takes no one bias for it")
     return None

@@ -5,9 +5,10 @@
       f(xW₁ + b)·W₂  =  f(x(W₁·diag(1/s)) + b⊘s)·(diag(s)W₂)                       s_j = √(max|W₁_j| / max|W₂_j|)
 
 f is ReLU, LeakyReLU, PReLU, pooling, a sum with other such values, layout, or nothing; and act(g)⊙u for u alone, so
-that the up branch of a gated MLP is equalized with the down projection and the gate stays. Kernels of Conv (grouped and
-depthwise too), ConvTranspose and a frozen BatchNorm's γ and β are such constants as well: a diagonal passes zero
-padding. Where a channel of W₁ or W₂ is all zero, s is 1. A value that is equalized is not equalized again.
+that the up branch of a gated MLP is equalized with the down projection and the gate stays, also where one matrix writes
+both and a Split parts them. Kernels of Conv (grouped and depthwise too), ConvTranspose and a frozen BatchNorm's γ and β
+are such constants as well: a diagonal passes zero padding. Where a channel of W₁ or W₂ is all zero, s is 1. A value
+that is equalized is not equalized again.
 
 Shapes    x (..., k)   W₁ (k, d)   b, s (d,)   W₂ (d, n)
 Relation  equal over the reals; every value between W₁ and W₂ is the original's times diag(1/s)
@@ -24,7 +25,16 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.basis.regions import Cause, Region, Use
-from rewrite.basis.scaling import Factor, channel_maxima, factor_of, grow_scaled
+from rewrite.basis.scaling import (
+    Factor,
+    Part,
+    channel_maxima,
+    factor_of,
+    factors_of,
+    grow_scaled,
+    part_of,
+    read_besides,
+)
 from rewrite.ir.constants import is_constant, weight_behind
 from rewrite.ir.edit import is_operator, shape_of
 from rewrite.ir.program import Program
@@ -37,42 +47,59 @@ CONTRACTIONS = ("MatMul", "Conv", "ConvTranspose")
 
 @dataclass(frozen=True)
 class Between(Site):
-    """The values between what writes and what reads them, as one region."""
+    """The values between what writes and what reads them, as one region; and what they are a part of, if they are."""
 
     region: Region
+    part: Part | None
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The values, and the wider ones that they are a part of."""
+        return (self.region,) if self.part is None else (self.region, self.part.whole)
 
     @property
     def factors(self) -> dict[ir.Node, Factor]:
-        """What every reader multiplies the values with; readers without a constant factor are left out."""
-        found = {use.node: factor_of(use) for use in self.region.readers}
-        return {node: factor for node, factor in found.items() if factor is not None}
+        """What every reader multiplies the values with."""
+        return factors_of(self.region)
+
+    @property
+    def constants(self) -> list[Use]:
+        """All constants that absorb 1/s."""
+        return [use for region in self.regions for use in region.constants]
 
     @property
     def writers(self) -> tuple[Use, ...]:
         """The constants whose ranges count: matrices, kernels, tables and a BatchNorm's γ; no biases."""
         found: list[Use] = []
-        for use in self.region.constants:
+        for use in self.constants:
             scales = use.node.op_type == "BatchNormalization" and use.position == 1
             if scales or len(weight_behind(use.value).shape) > 1:
                 found.append(use)
         return tuple(found)
 
 
+def _met(site: Between, cause: Cause) -> Breach | None:
+    return next((Breach.at(met) for region in site.regions if (met := region.met(cause)) is not None), None)
+
+
 def _all_homogeneous(rule: Equalize, site: Between) -> Breach | None:
-    return Breach.at(site.region.met(Cause.OPERATOR))
+    for use in () if site.part is None else site.part.whole.readers:
+        return Breach(use.node, f"{use.node.op_type} reads the values together with others")
+    return _met(site, Cause.OPERATOR)
 
 
 def _hidden_from_outside(rule: Equalize, site: Between) -> Breach | None:
-    return Breach.at(site.region.met(Cause.INTERFACE))
+    return _met(site, Cause.INTERFACE)
 
 
 def _own_constants(rule: Equalize, site: Between) -> Breach | None:
-    return Breach.at(site.region.met(Cause.OVERRIDABLE))
+    return _met(site, Cause.OVERRIDABLE)
 
 
 def _no_norm(rule: Equalize, site: Between) -> Breach | None:
-    for node in (*(use.node for use in site.region.norms), *site.region.writing_norms):
-        return Breach(node, f"{node.op_type} is tied to the values, and no layer that shares their range")
+    for region in site.regions:
+        for node in (*(use.node for use in region.norms), *region.writing_norms):
+            return Breach(node, f"{node.op_type} is tied to the values, and no layer that shares their range")
     return None
 
 
@@ -91,21 +118,10 @@ def _two_layers(rule: Equalize, site: Between) -> Breach | None:
 
 def _unshared(rule: Equalize, site: Between) -> Breach | None:
     for use in site.writers:
-        if (other := read_elsewhere(use, site.region.constants)) is not None:
+        if (other := read_elsewhere(use, site.constants)) is not None:
             return Breach(other, f"{use.value.name} is also read here, and would have to be copied")
-    readers = set(site.factors)
-    for factor in site.factors.values():
-        inside = {use.node for use in factor.constants} | readers
-        inside |= {node for value in factor.values if (node := value.producer()) is not None}
-        for value in (*(use.value for use in factor.constants), *factor.values):
-            for other in value.uses():
-                if other.node not in inside or (other.node in readers and other.idx == 0):
-                    return Breach(other.node, f"{value.name} is also read here, and would have to be copied")
-    for use in site.writers:
-        for factor in site.factors.values():
-            if any(use.value is other.value for other in factor.constants):
-                return Breach(use.node, f"{use.value.name} writes the values and reads them")
-    return None
+    met = read_besides(site.factors)
+    return None if met is None else Breach(met[0], f"{met[1].name} is also read here, and would have to be copied")
 
 
 @dataclass(frozen=True)
@@ -139,18 +155,23 @@ class Equalize(Pass[Between]):
             if factor_of(Use(node, 0, axis)) is None:
                 continue
             region = grow_scaled(value, axis)
+            part = part_of(region)
             seen.update(value.name or "" for value in region.axes)
-            by_norms = bool(region.writing_norms) and not region.constants
+            by_norms = bool(region.writing_norms) and not region.constants and part is None
             done = any(step["pass"] == self.name for step in steps(program.relations.get(name)))
             if not by_norms and not done:
-                writers = (use.node for use in region.constants)
-                nodes = tuple(dict.fromkeys((*writers, *(use.node for use in region.readers), node)))
-                yield Between(name, nodes, region)
+                wider = [] if part is None else part.whole.constants
+                uses = (*region.constants, *wider, *region.readers)
+                nodes = tuple(dict.fromkeys((*(use.node for use in uses), node)))
+                yield Between(name, nodes, region, part)
 
     def rewrite(self, site: Between, change: Change) -> None:
         region, written, read = site.region, np.zeros(site.region.size), np.zeros(site.region.size)
         for use in site.writers:
-            written = np.maximum(written, channel_maxima(weight_behind(use.value), use.axis))
+            found = channel_maxima(weight_behind(use.value), use.axis)
+            if site.part is not None and use in site.part.whole.constants:
+                found = found[site.part.offset : site.part.offset + region.size]
+            written = np.maximum(written, found)
         for factor in site.factors.values():
             read = np.maximum(read, factor.maxima(region.size))
         alive = (written > 0) & (read > 0)
@@ -159,15 +180,17 @@ class Equalize(Pass[Between]):
         if self.powers_of_two:
             divisor = np.exp2(np.rint(np.log2(divisor)))
         scaling = Scaling(divisor)
-        for use in region.constants:
-            weight = Transformed(weight_behind(use.value), scaling.dual, use.axis)
-            change.absorb(use, weight, "equalized", key=(scaling.dual.key, use.axis))
+        for within in site.regions:
+            inner = scaling if within is region else Scaling(site.part.widened(divisor) if site.part else divisor)
+            for use in within.constants:
+                weight = Transformed(weight_behind(use.value), inner.dual, use.axis)
+                change.absorb(use, weight, "equalized", key=(inner.dual.key, use.axis))
+            for value, axis in within.axes.items():
+                change.relate(value, inner.dual, axis)
         holding = {use: factor for factor in site.factors.values() for use in factor.constants}
         for use, factor in holding.items():
             change.absorb(use, factor.behind(use, scaling), "equalized", key=(scaling.key, use.axis))
         for value in dict.fromkeys(value for factor in site.factors.values() for value in factor.values):
             change.rename(value, "equalized")
-        for value, axis in region.axes.items():
-            change.relate(value, scaling.dual, axis)
         spread = float(divisor.max() / divisor.min())
         change.notes.append(f"{region.size} channels, scales up to {spread:.3g} apart")

@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from rewrite.basis.operators import NORMS, bias_of, used_statistic, width
 from rewrite.basis.regions import Cause, Region, Use, grow
-from rewrite.basis.scaling import Factor, factor_of
+from rewrite.basis.scaling import Factor, factor_of, factors_of, read_besides
 from rewrite.basis.transforms import DIAGONAL, DIAGONAL_AND_SHIFT
 from rewrite.ir.axes import operand
 from rewrite.ir.constants import is_constant, numbers, weight_behind
@@ -55,9 +55,8 @@ class NormOutput(Site):
 
     @property
     def factors(self) -> dict[ir.Node, Factor]:
-        """What every reader multiplies y with; readers without a constant factor are left out."""
-        found = {use.node: factor_of(use) for use in self.region.readers}
-        return {node: factor for node, factor in found.items() if factor is not None}
+        """What every reader multiplies y with."""
+        return factors_of(self.region)
 
 
 def norm_outputs(program: Program, name: str, shifting: Callable[[Use | None], bool]) -> Iterator[NormOutput]:
@@ -112,19 +111,8 @@ def _constant_readers(rule: Any, site: NormOutput) -> Breach | None:
 
 
 def _unshared(rule: Any, site: NormOutput) -> Breach | None:
-    readers = set(site.factors)
-    for factor in site.factors.values():
-        inside = {use.node for use in factor.constants} | readers
-        inside |= {node for value in factor.values if (node := value.producer()) is not None}
-        for use in factor.constants:
-            for other in use.value.uses():
-                if other.node not in inside or (other.node in readers and other.idx == 0):
-                    return Breach(other.node, f"{use.value.name} is also read here, and would have to be copied")
-        for value in factor.values:
-            for other in value.uses():
-                if other.node not in inside:
-                    return Breach(other.node, f"{value.name} is also read here, and would change")
-    return None
+    met = read_besides(site.factors)
+    return None if met is None else Breach(met[0], f"{met[1].name} is also read here, and would have to be copied")
 
 
 def _one_row(rule: Any, site: NormOutput) -> Breach | None:
@@ -137,7 +125,8 @@ def _one_row(rule: Any, site: NormOutput) -> Breach | None:
 
 
 def _is_one_matrix(factor: Factor) -> bool:
-    return len(factor.constants) == 1 and all(len(weight_behind(use.value).shape) == 2 for use in factor.constants)
+    stored = [len(weight_behind(use.value).shape) for use in factor.constants]
+    return stored == [2] and factor.is_laid_out_by("Transpose", "Identity", "Cast")
 
 
 def _worth_new_biases(rule: Any, site: NormOutput) -> Breach | None:

@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from rewrite.basis.operators import NORMS, norm_attributes, used_statistic
 from rewrite.basis.regions import Cause, Region, Use
-from rewrite.basis.scaling import Factor, factor_of, grow_scaled
+from rewrite.basis.scaling import Factor, factor_of, factors_of, grow_scaled, read_besides
 from rewrite.ir.axes import operand
 from rewrite.ir.constants import is_constant, weight_behind
 from rewrite.ir.edit import is_operator, shape_of
@@ -62,9 +62,8 @@ class Stream(Site):
 
     @property
     def factors(self) -> dict[ir.Node, Factor]:
-        """What every contraction multiplies the stream with; those without a constant factor are left out."""
-        found = {use.node: factor_of(use) for use in self.region.readers}
-        return {node: factor for node, factor in found.items() if factor is not None}
+        """What every contraction multiplies the stream with."""
+        return factors_of(self.region)
 
 
 def _only_results(rule: StabilizeNorm, stream: Stream) -> Breach | None:
@@ -99,23 +98,16 @@ def _constant_readers(rule: StabilizeNorm, stream: Stream) -> Breach | None:
 def _unshared(rule: StabilizeNorm, stream: Stream) -> Breach | None:
     if rule.untie:
         return None
-    factors = stream.factors.values()
-    for uses in (list(stream.region.constants), [use for factor in factors for use in factor.constants]):
-        for use in uses:
-            if len(weight_behind(use.value).shape) > 1 and (other := read_elsewhere(use, uses)) is not None:
-                return Breach(other, f"{use.value.name} is also read here, and would have to be copied")
+    for use in stream.region.constants:
+        matrix = len(weight_behind(use.value).shape) > 1
+        if matrix and (other := read_elsewhere(use, stream.region.constants)) is not None:
+            return Breach(other, f"{use.value.name} is also read here, and would have to be copied")
     return None
 
 
 def _readers_to_themselves(rule: StabilizeNorm, stream: Stream) -> Breach | None:
-    readers = set(stream.factors)
-    for factor in stream.factors.values():
-        inside = {node for value in factor.values if (node := value.producer()) is not None} | readers
-        for value in factor.values:
-            for other in value.uses():
-                if other.node not in inside or (other.node in readers and other.idx == 0):
-                    return Breach(other.node, f"{value.name} is also read here, and would change")
-    return None
+    met = read_besides(stream.factors)
+    return None if met is None else Breach(met[0], f"{met[1].name} is also read here, and would change")
 
 
 def _kept_epsilon(rule: StabilizeNorm, stream: Stream) -> Breach | None:
@@ -152,8 +144,8 @@ class StabilizeNorm(Pass[Stream]):
         Requirement("R3", "no input or output of the graph is in the stream", _hidden_from_outside),
         Requirement("R4", "what writes the stream is constant, and cannot be overridden", _own_constants),
         Requirement("R5", "what reads it besides norms contracts it with a constant", _constant_readers),
-        Requirement("R6", "no matrix or table is read by anyone else, unless copies are asked for", _unshared),
-        Requirement("R7", "nothing else reads such a constant in another layout", _readers_to_themselves),
+        Requirement("R6", "no matrix that writes it is read by anyone else, unless copies are asked for", _unshared),
+        Requirement("R7", "no matrix that reads it is read by anyone else", _readers_to_themselves),
         Requirement("R8", "s²ε is exactly a number of the type in which the norm computes", _kept_epsilon),
     )
 

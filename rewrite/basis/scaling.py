@@ -20,10 +20,10 @@ import onnx_ir as ir
 
 from rewrite.basis.operators import right_factor
 from rewrite.basis.regions import Cause, Obstruction, Region, Use, grow
-from rewrite.basis.transforms import DIAGONAL, POSITIVE_DIAGONAL
+from rewrite.basis.transforms import DIAGONAL_AND_SHIFT, POSITIVE_DIAGONAL
 from rewrite.ir.axes import Role, Thread, follow, operand
 from rewrite.ir.constants import is_constant, weight_behind
-from rewrite.ir.edit import is_operator
+from rewrite.ir.edit import is_operator, shape_of
 from rewrite.ir.weights import Map, Reshape, Transformed, Transpose, Weight, row_blocks
 
 # -------------------------------------------------------------------------------------------- what a contraction reads
@@ -34,11 +34,13 @@ class Factor:
     """The constants a contraction multiplies a region's channels with: each operand, and its axis of channels.
 
     `values` are what lies between the constants and the contraction (a transposed table), each with its axis of
-    channels. `groups` is not 1 for a grouped Conv, whose kernel (n, d/groups, …) has its d channels on two axes.
+    channels; `readers` all that contract with them. `groups` is not 1 for a grouped Conv, whose kernel
+    (n, d/groups, …) has its d channels on two axes.
     """
 
     constants: tuple[Use, ...]
     values: Mapping[ir.Value, int] = field(default_factory=dict[ir.Value, int])
+    readers: tuple[Use, ...] = ()
     groups: int = 1
 
     def behind(self, use: Use, transform: Map) -> Weight:
@@ -52,6 +54,10 @@ class Factor:
         rows = Transformed(Reshape(cut, (groups * inside, each, *window)), transform, 0)
         back = Transpose(Reshape(rows, (groups, inside, each, *window)), (0, 2, 1, *rest))
         return Reshape(back, weight.shape)
+
+    def is_laid_out_by(self, *op_types: str) -> bool:
+        """Whether only operators of these types stand between the constants and the contraction."""
+        return all(is_operator(value.producer(), *op_types) for value in self.values)
 
     def maxima(self, size: int) -> np.ndarray:
         """max|W| of every channel (d,), over all constants."""
@@ -72,13 +78,33 @@ def factor_of(reader: Use) -> Factor | None:
     if reader.position != 0:
         return None
     if is_operator(node, "MatMul"):
-        region = right_factor(node, DIAGONAL)
-        whole = not (region.obstructions or region.writing_norms or region.norms) and bool(region.constants)
-        return Factor(tuple(region.constants), dict(region.axes)) if whole else None
+        region = right_factor(node, DIAGONAL_AND_SHIFT)
+        if region.obstructions or region.writing_norms or region.norms or not region.constants:
+            return None
+        return Factor(tuple(region.constants), dict(region.axes), tuple(region.readers))
     if is_operator(node, "Conv", "ConvTranspose") and is_constant(node.inputs[1]):
-        if node.op_type == "ConvTranspose":
-            return Factor((Use(node, 1, 0),))
-        return Factor((Use(node, 1, 1),), groups=node.attributes.get_int("group", 1))
+        axis, groups = (0, 1) if node.op_type == "ConvTranspose" else (1, node.attributes.get_int("group", 1))
+        return Factor((Use(node, 1, axis),), readers=(Use(node, 1, axis),), groups=groups)
+    return None
+
+
+def factors_of(region: Region) -> dict[ir.Node, Factor]:
+    """What every reader of a region multiplies it with; readers without a constant factor are left out."""
+    found = {use.node: factor_of(use) for use in region.readers}
+    return {node: factor for node, factor in found.items() if factor is not None}
+
+
+def read_besides(factors: Mapping[ir.Node, Factor]) -> tuple[ir.Node, ir.Value] | None:
+    """A node that reads a constant of `factors` other than to contract, and what it reads."""
+    constants = {(use.node, use.position) for factor in factors.values() for use in factor.constants}
+    for factor in factors.values():
+        for use in factor.readers:
+            if use.node not in factors or use.position != 1:
+                return use.node, use.value
+        for use in factor.constants:
+            for other in use.value.uses():
+                if (other.node, other.idx) not in constants:
+                    return other.node, use.value
     return None
 
 
@@ -137,6 +163,7 @@ def _linear_factor(product: ir.Node, ports: dict[int, tuple[int, int]]) -> int:
         if value is None or is_constant(value):
             continue
         region = grow_scaled(value, axis, origin=product)
+        part_of(region)
         if not region.obstructions and not region.writing_norms and not region.norms:
             if not any(is_operator(node, "Relu", "LeakyRelu", "PRelu") for node in region.nodes):
                 return position
@@ -157,3 +184,34 @@ def grow_scaled(seed: ir.Value, axis: int, origin: ir.Node | None = None) -> Reg
             reason = "Mul multiplies two values of the region"
             region.obstructions.append(Obstruction(Cause.OPERATOR, other, product, reason))
     return region
+
+
+@dataclass(frozen=True)
+class Part:
+    """A region that is written as channels `offset` … of a wider value, which a Split parts; and that value's region.
+
+    A gate and the up branch beside it are often one product.
+    """
+
+    split: ir.Node
+    offset: int
+    whole: Region
+
+    def widened(self, values: np.ndarray) -> np.ndarray:
+        """A diagonal of the part as one of the whole: 1 in the channels beside it."""
+        wide = np.ones(self.whole.size)
+        wide[self.offset : self.offset + len(values)] = values
+        return wide
+
+
+def part_of(region: Region) -> Part | None:
+    """What writes `region` where that is one Split alone, which is then no obstruction of `region` any more."""
+    written = [met for met in region.obstructions if is_operator(met.node, "Split") and met.value in met.node.outputs]
+    if len(written) != 1 or (split := written[0].node) is None or (whole := split.inputs[0]) is None:
+        return None
+    sizes = [(shape_of(value) or ())[region.axes[written[0].value]] for value in split.outputs]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    region.obstructions.remove(written[0])
+    offset = sum(sizes[: split.outputs.index(written[0].value)])
+    return Part(split, offset, grow_scaled(whole, region.axes[written[0].value], origin=split))
