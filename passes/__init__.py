@@ -19,6 +19,7 @@ from rewrite.passes.fold_scale import FoldScale
 from rewrite.passes.merge_duplicate_channels import MergeDuplicateChannels
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
 from rewrite.passes.rotate_heads import RotateHeads
+from rewrite.passes.rotate_residual import RotateResidual
 from rewrite.passes.scale_heads import ScaleHeads
 from rewrite.passes.scale_query_key import ScaleQueryKey
 from rewrite.passes.smooth import Smooth
@@ -26,7 +27,7 @@ from rewrite.passes.stabilize_norm import StabilizeNorm
 
 PASSES = (
     *(FoldScale, EliminateDeadChannels, MergeDuplicateChannels),
-    *(CenterResidual, FoldNorm, StabilizeNorm),
+    *(CenterResidual, FoldNorm, RotateResidual, StabilizeNorm),
     *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
     *(Smooth, Equalize, ReparameterizeNormScale),
 )
@@ -42,6 +43,7 @@ __all__ = [
     "MergeDuplicateChannels",
     "ReparameterizeNormScale",
     "RotateHeads",
+    "RotateResidual",
     "ScaleHeads",
     "ScaleQueryKey",
     "Smooth",

@@ -108,10 +108,13 @@ def values_agree(before: Program, after: Program, inputs: Mapping[str, np.ndarra
             continue
         array = expected[name]
         for step in steps(after.relations.get(name)):
-            assert step["transform"] == "centre", step
-            array = array - array.mean(axis=step["axis"], keepdims=True)
+            if step["transform"] == "centre":
+                array = array - array.mean(axis=step["axis"], keepdims=True)
+            else:
+                array = after.transforms[step["transform"]].apply(array, step["axis"])
             related += 1
         scale = np.abs(expected[name]).max(initial=np.finfo(np.float64).tiny)
+        assert array.shape == found.shape, name
         assert np.abs(array - found).max(initial=0.0) <= allowed * scale, f"{name}: {after.relations.get(name)}"
     return related
 
