@@ -23,7 +23,7 @@ from rewrite.proof.constants import Array, Constant, Grouped, permuted, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
 from rewrite.proof.forms import Form, form_of
 from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Matrix, Mean, Scalar, diagonal_of
-from rewrite.proof.transforms import Isometry, Repeated, Signs, Transform
+from rewrite.proof.transforms import Isometry, Repeated, Signs
 from rewrite.proof.values import Integers, Value
 
 if TYPE_CHECKING:
@@ -146,6 +146,12 @@ def times(walk: Walk, a: Form, b: Form) -> Form:
         for transform in peeled[3]:
             result = walk.mapped(result, peeled[2], Exact(transform))
         return result
+    scaled = symmetry.scaled_heads(walk, a, b)
+    if scaled is not None:
+        inner, other, axis, diagonal = scaled
+        result = symmetry.map_heads(walk, times(walk, inner, other), axis, diagonal)
+        if result is not None:
+            return result
     # What only repeats along an axis is the same factor as before it was repeated.
     a, b = forms.narrowed(a), forms.narrowed(b)
     narrow = broadcast(a.shape, b.shape)
@@ -243,7 +249,7 @@ def power(walk: Walk, form: Form, exponent: float) -> Form:
 def rms(walk: Walk, form: Form, epsilon: float) -> Form:
     """x / √(mean(x²) + ε) over the last axis. ε is compared as a float32 number, in which it is always written."""
     form = walk.aligned(form)
-    peeled = symmetry.peel(form, -1)
+    peeled = symmetry.peel(walk, form, -1)
     if peeled is not None:
         inner, transform = peeled
         values = diagonal_of(transform)
@@ -435,13 +441,18 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
     if paired is not None:
         return contraction(walk, *paired)
     b = walk.aligned(b)
-    behind = symmetry.peel(b, -1)
+    headed = symmetry.heads(walk, b)
+    if headed is not None:
+        states, axis, transform = headed
+        inner = contraction(walk, a, states)
+        if inner is not None and inner.rank == b.rank and inner.shape[axis] == b.shape[axis]:
+            result = symmetry.map_heads(walk, inner, axis, transform)
+            if result is not None:
+                return result
+    behind = symmetry.peel(walk, b, -1)
     if behind is not None:
         inner = contraction(walk, a, behind[0])
         return None if inner is None else walk.mapped(inner, -1, Exact(behind[1]))
-    headed = symmetry.heads(b)
-    if headed is not None and (result := _through_heads(walk, a, *headed)) is not None:
-        return result
 
     def contracted() -> Form:
         left, right, out = _without_scalars(a, b)
@@ -449,24 +460,6 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
         return forms.scaled(form_of(atom), out)
 
     return walk.bilinear(("contraction", walk.intern(a), walk.intern(b)), contracted)
-
-
-def _through_heads(walk: Walk, a: Form, b: Form, axis: int, transform: Transform) -> Form | None:
-    """(A·B)·T for a T that maps the channels of every head by themselves; `axis` is that of heads.
-
-    Heads and channels are joined into one axis, mapped, and taken apart again.
-    """
-    inner = contraction(walk, a, b)
-    if inner is None or inner.rank != b.rank or inner.shape[axis] != b.shape[axis]:
-        return None
-    outer = [i for i in range(inner.rank - 1) if i != axis]
-    order = (*outer, axis, inner.rank - 1)
-    ordered = forms.transpose(inner, order)
-    joined = forms.reshape(ordered, (*ordered.shape[:-2], ordered.shape[-2] * ordered.shape[-1]))
-    if joined is None or joined.shape[-1] != Dim.of(transform.size):
-        return None
-    parted = forms.reshape(walk.mapped(joined, -1, Exact(transform)), ordered.shape)
-    return None if parted is None else forms.transpose(parted, tuple(order.index(i) for i in range(inner.rank)))
 
 
 def _without_scalars(a: Form, b: Form) -> tuple[Form, Form, Scalar]:
@@ -537,7 +530,7 @@ def convolution(walk, node, operands):
 def _unfolded(walk: Walk, x: Form, kernel: tuple[int, ...], settings: tuple, spatial: Shape) -> Form:
     """Every window of x as a row of channels × taps. Padding is zero, so a map of the channels comes out behind."""
     taps = math.prod(kernel)
-    peeled = symmetry.peel(x, 1)
+    peeled = symmetry.peel(walk, x, 1)
     if peeled is not None and peeled[1].width == peeled[1].size:
         inner = _unfolded(walk, peeled[0], kernel, settings, spatial)
         return walk.mapped(inner, -1, Exact(Repeated(peeled[1], 1, taps)))

@@ -16,7 +16,7 @@ a relation has not put there, or a constant of the graph is not exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +24,9 @@ import onnx_ir as ir
 
 from rewrite.proof import forms
 from rewrite.proof.dimensions import ONE, Dim
-from rewrite.proof.forms import Form, Piece, Repeat, Term, View
+from rewrite.proof.forms import Form, Padded, Piece, Repeat, Term, View
 from rewrite.proof.linear import Chain, Exact, diagonal_of
-from rewrite.proof.transforms import Invertible, Repeated, Scaling, Selection, Transform
+from rewrite.proof.transforms import Invertible, Reciprocal, Repeated, Scaling, Selection, Transform
 from rewrite.proof.values import Value
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def holds_exact(value: Value | None) -> bool:
     )
 
 
-def peel(form: Form, axis: int) -> tuple[Form, Transform] | None:
+def peel(walk: Walk, form: Form, axis: int) -> tuple[Form, Transform] | None:
     """F and T with `form` = F·T on `axis`; None where the terms do not all end in one transform there."""
     axis %= form.rank
     if not ends_exactly(form):
@@ -66,7 +66,7 @@ def peel(form: Form, axis: int) -> tuple[Form, Transform] | None:
     if found is None or (constant and not isinstance(found, Selection)):
         return None
     shape = (*form.shape[:axis], Dim.of(found.size), *form.shape[axis + 1 :])
-    return forms.collect(shape, [*terms, *constant], form.kind), found
+    return unclosed(walk, forms.collect(shape, [*terms, *constant], form.kind)), found
 
 
 def _ended(term: Term, axis: int) -> tuple[Term, Transform] | None:
@@ -112,7 +112,7 @@ def through_elementwise(walk: Walk, name: str, form: Form) -> tuple[Form, int, T
     if not ends_exactly(form):
         return None
     for axis in range(form.rank):
-        peeled = peel(form, axis)
+        peeled = peel(walk, form, axis)
         if peeled is None:
             continue
         transform = peeled[1]
@@ -133,7 +133,7 @@ def through(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> tupl
         return None
     if node.op_type in ELEMENTWISE and not any(isinstance(operand, Form) for operand in operands[1:]):
         return through_elementwise(walk, node.op_type, form)
-    if node.op_type in POOLED and form.rank > 2 and (peeled := peel(form, 1)) is not None:
+    if node.op_type in POOLED and form.rank > 2 and (peeled := peel(walk, form, 1)) is not None:
         values = diagonal_of(peeled[1])
         positive = values is not None and bool((values > 0).all())
         if peeled[1].width == peeled[1].size and (positive or "Average" in node.op_type or _permutes(peeled[1])):
@@ -147,13 +147,22 @@ def _permutes(transform: Transform) -> bool:
     return isinstance(transform, Selection) and transform.permutation
 
 
+def scaled_heads(walk: Walk, a: Form, b: Form) -> tuple[Form, Form, int, Transform] | None:
+    """F, G, the axis of heads and a diagonal D of heads and channels with a ⊙ b = (F ⊙ G)·D."""
+    for form, other in ((a, b), (b, a)):
+        cut = heads(walk, form) if other.rank <= form.rank else None
+        if cut is not None and diagonal_of(cut[2]) is not None:
+            return cut[0], other, cut[1], cut[2]
+    return None
+
+
 def product(walk: Walk, a: Form, b: Form) -> tuple[Form, Form, int, list[Transform]] | None:
     """F, G, an axis counted from the end and transforms with a ⊙ b = (F ⊙ G)·T₁·T₂ on it."""
     a, b = (walk.aligned(form) if form.rank > 1 else form for form in (a, b))
     if not (ends_exactly(a) or ends_exactly(b)):
         return None
     for axis in range(-1, -max(a.rank, b.rank) - 1, -1):
-        mine, theirs = (peel(form, axis) if form.rank >= -axis else None for form in (a, b))
+        mine, theirs = (peel(walk, form, axis) if form.rank >= -axis else None for form in (a, b))
         if mine is None and theirs is None:
             continue
         if mine is not None and theirs is not None:
@@ -178,44 +187,104 @@ def product(walk: Walk, a: Form, b: Form) -> tuple[Form, Form, int, list[Transfo
 
 def pairing(walk: Walk, a: Form, b: Form) -> tuple[Form, Form] | None:
     """F and G with A·B = F·G, where A = F·M on the contracted axis and Bᵀ = Gᵀ·M⁻ᵀ."""
-    left, right = peel(walk.aligned(a), -1), peel(walk.aligned(b, -2), -2)
-    if left is None or right is None:
+    a, b = walk.aligned(a), walk.aligned(b, -2)
+    if not (ends_exactly(a) and ends_exactly(b)):
         return None
+    left, right = peel(walk, a, -1), peel(walk, b, -2)
+    if left is not None and right is not None:
+        return (left[0], right[0]) if _undo_each_other(left[1], right[1]) else None
+    turned = (*range(b.rank - 2), b.rank - 1, b.rank - 2)
+    mine, theirs = heads(walk, a), heads(walk, forms.transpose(b, turned))
+    if mine is None:
+        return None
+    queries, axis, transform = mine
+    if theirs is not None and theirs[1] == axis and _undo_each_other(transform, theirs[2]):
+        return queries, forms.transpose(theirs[0], turned)
+    count = a.shape[axis].constant
+    if right is not None and count is not None and _undo_each_other(transform, tiled(right[1], count)):
+        # One key for all heads.
+        return queries, right[0]
+    return None
+
+
+def _undo_each_other(mine: Transform, theirs: Transform) -> bool:
+    """Whether M·Nᵀ = I, which takes two of one size that have inverses."""
     try:
-        return (left[0], right[0]) if left[1].dual == right[1] or right[1].dual == left[1] else None
+        return mine.size == theirs.size and (mine.dual == theirs or theirs.dual == mine)
     except ValueError:
-        return None
+        return False
 
 
-def heads(form: Form) -> tuple[Form, int, Transform] | None:
+def heads(walk: Walk, form: Form) -> tuple[Form, int, Transform] | None:
     """F, the axis of heads and a block-diagonal T with `form` = F·T on the channels of every head (the last axis).
 
-    T acts on the joined axis of heads and channels; heads that are repeated repeat their block.
+    T acts on the joined axis of heads and channels; heads that are repeated repeat their block, and a diagonal is put
+    together of what the parts of the last axis end in.
     """
     if form.rank < 3 or not ends_exactly(form):
         return None
-    found: tuple[int, Transform] | None = None
-    terms: list[Term] = []
-    for term in form.terms:
-        cut = _head_term(term, form.rank)
-        if cut is None or (found is not None and found != cut[1:]):
+    size = form.shape[-1].constant
+    cuts = [_head_term(term, form.rank) for term in form.terms]
+    known = [cut for cut in cuts if cut is not None]
+    if size is None or len(known) != len(cuts) or not known or len({cut.axis for cut in known}) != 1:
+        return None
+    axis = known[0].axis
+    if all(cut.size == size and cut.transform == known[0].transform for cut in known):
+        transform = known[0].transform
+    else:
+        count = form.shape[axis].constant
+        diagonal = None if count is None else _put_together(known, count, size)
+        if diagonal is None:
             return None
-        terms.append(cut[0])
-        found = cut[1:]
-    return None if found is None else (forms.collect(form.shape, terms, form.kind), *found)
+        transform = diagonal
+    return unclosed(walk, forms.collect(form.shape, [cut.term for cut in known], form.kind)), axis, transform
 
 
-def _head_term(term: Term, rank: int) -> tuple[Term, int, Transform] | None:
-    last = term.view.axes[-1]
+@dataclass(frozen=True)
+class _Cut:
+    """A term less its transform; the heads' axis; what it ends in, which acts on `size` channels a head at `offset`."""
+
+    term: Term
+    axis: int
+    transform: Transform
+    offset: int
+    size: int
+
+
+def _put_together(cuts: Sequence[_Cut], count: int, size: int) -> Transform | None:
+    """One diagonal of all channels of which every cut ends in a part; channels that are zero everywhere have 1.
+
+    All parts are diagonals, or all are reciprocals of diagonals: what is exact stays so.
+    """
+    reciprocal = isinstance(cuts[0].transform, Reciprocal)
+    values, set_ = np.ones((count, size)), np.zeros(size, bool)
+    for cut in cuts:
+        scaling = cut.transform.scaling if reciprocal and isinstance(cut.transform, Reciprocal) else cut.transform
+        if not isinstance(scaling, Scaling) or scaling.size != count * cut.size:
+            return None
+        part, where = scaling.values.reshape(count, cut.size), slice(cut.offset, cut.offset + cut.size)
+        if (set_[where] & (values[:, where] != part).any(0)).any():
+            return None
+        values[:, where], set_[where] = part, True
+    scaling = Scaling(values.reshape(-1))
+    return scaling.inverse if reciprocal else scaling
+
+
+def _head_term(term: Term, rank: int) -> _Cut | None:
+    last, offset = term.view.axes[-1], 0
+    if len(last) == 1 and isinstance(padded := last[0], Padded):
+        if padded.offset.constant is None:
+            return None
+        last, offset = padded.inner, padded.offset.constant
     piece = last[0] if len(last) == 1 else None
     if term.axis is None or not isinstance(piece, Piece) or piece.axis != term.axis or piece.stride != ONE:
         return None
     ends = {chain.body[-1].key: chain.body[-1] for chain in term.chains if chain.body}
     exact = next(iter(ends.values()), None)
-    if len(ends) != 1 or not isinstance(exact, Exact) or any(not chain.body for chain in term.chains):
-        return None
     size = piece.size.constant
-    for axis in range(rank - 2):
+    if len(ends) != 1 or not isinstance(exact, Exact) or any(not chain.body for chain in term.chains) or size is None:
+        return None
+    for axis in range(rank - 1):
         elements = term.view.axes[axis]
         if not elements or not isinstance(head := elements[0], Piece) or head.axis != term.axis:
             continue
@@ -223,17 +292,95 @@ def _head_term(term: Term, rank: int) -> tuple[Term, int, Transform] | None:
             return None
         groups = 1
         for repeat in elements[1:]:
-            assert isinstance(repeat, Repeat)
             if repeat.size.constant is None:
                 return None
             groups *= repeat.size.constant
-        repeated = None if size is None else repeat_blocks(exact.transform, size, groups)
+        repeated = repeat_blocks(exact.transform, size, groups)
         if repeated is None:
             return None
         chains = tuple(Chain(chain.factors[:-1]) for chain in term.chains)
         inner = term.axis if any(chain.body for chain in chains) else None
-        return replace(term, axis=inner, chains=chains), axis, repeated
+        return _Cut(replace(term, axis=inner, chains=chains), axis, repeated, offset, size)
     return None
+
+
+def map_heads(walk: Walk, form: Form, axis: int, transform: Transform) -> Form | None:
+    """`form`·T for a T that maps the channels (the last axis) of every head by themselves; `axis` is that of heads.
+
+    Heads and channels are joined into one axis, mapped, and taken apart again.
+    """
+    outer = [i for i in range(form.rank - 1) if i != axis]
+    order = (*outer, axis, form.rank - 1)
+    ordered = forms.transpose(form, order)
+    joined = forms.reshape(ordered, (*ordered.shape[:-2], ordered.shape[-2] * ordered.shape[-1]))
+    if joined is None or joined.shape[-1] != Dim.of(transform.size):
+        return None
+    parted = forms.reshape(walk.mapped(joined, -1, Exact(transform)), ordered.shape)
+    return None if parted is None else forms.transpose(parted, tuple(order.index(i) for i in range(form.rank)))
+
+
+HEADED = frozenset(("contraction", "guard", "product"))
+
+
+def headed(form: Form, axis: int) -> int | None:
+    """The number of heads where `form` is results of attention or of rotation, one head beside the other.
+
+    A map of the channels of all heads is then written as one of heads and channels joined, which is how the output
+    projection reads them.
+    """
+    if form.rank < 4 or axis % form.rank != form.rank - 1 or not form.terms:
+        return None
+    plain = all(term.axis is None and term.atom.key[0] in HEADED for term in form.terms)
+    count = form.shape[-3].constant
+    return count if plain and count is not None and count > 1 else None
+
+
+def unclosed(walk: Walk, form: Form) -> Form:
+    """`form` with values that were closed off for a map, and have none any more, as what they are."""
+    terms: list[Term] = []
+    for term in form.terms:
+        inner = _opened(walk, term, form) if term.atom.key[0] == "value" and term.axis is None else None
+        terms += inner.terms if inner is not None else [term]
+    return forms.collect(form.shape, terms, form.kind)
+
+
+def _opened(walk: Walk, term: Term, form: Form) -> Form | None:
+    """The value behind a closed-off atom, laid out as `term` lays out the atom; None where it repeats or cuts it."""
+    inside = walk.table.forms[term.atom.key[1]]
+    pieces: list[Piece] = []
+    for size, elements in zip(form.shape, term.view.axes):
+        if not all(isinstance(element, Piece) for element in elements) or (not elements and size != ONE):
+            return None
+        pieces += elements  # type: ignore[arg-type]
+    order = sorted(range(len(pieces)), key=lambda i: (pieces[i].axis, -_inside(pieces, i)))
+    split = forms.reshape(inside, tuple(pieces[i].size for i in order))
+    if split is None or term.view.fixed:
+        return None
+    laid = forms.reshape(forms.transpose(split, tuple(order.index(i) for i in range(len(pieces)))), form.shape)
+    if laid is None:
+        return None
+    for chain in term.chains:
+        laid = forms.scaled(laid, chain.scalar)
+    return laid
+
+
+def _inside(pieces: Sequence[Piece], index: int) -> int:
+    """How many pieces of the same axis lie inside this one."""
+    own = pieces[index]
+    return sum(
+        1
+        for other in pieces
+        if other.axis == own.axis and other is not own and own.stride.quotient(other.stride * other.size) is not None
+    )
+
+
+def tiled(transform: Transform, count: int) -> Transform:
+    """The same map for each of `count` heads."""
+    if isinstance(transform, Scaling):
+        return Scaling(np.tile(transform.values, count))
+    if isinstance(transform, Reciprocal):
+        return tiled(transform.scaling, count).inverse
+    return Repeated(transform, count)
 
 
 def repeat_blocks(transform: Transform, size: int, groups: int) -> Transform | None:

@@ -268,6 +268,11 @@ class Walk:
 
     def mapped(self, form: Form, axis: int, factor: Factor) -> Form:
         """`form` followed by `factor`; where its own maps are in the way, they are closed off into an atom first."""
+        count = symmetry.headed(form, axis) if isinstance(factor, Exact) else None
+        if count is not None and isinstance(factor, Exact) and factor.transform.width == factor.transform.size:
+            joined = symmetry.map_heads(self, form, form.rank - 3, symmetry.tiled(factor.transform, count))
+            if joined is not None:
+                return joined
         result = forms.mapped(form, axis, factor)
         if result is not None:
             return result
