@@ -324,7 +324,7 @@ class HeadPass(Pass[Heads]):
             if value.name in named:
                 self._follow(change, region, blocks, value, labels)
         site.core.metadata_props[_done(self.name)] = "1"
-        change.notes.append(f"{region.heads} heads of {region.size} channels")
+        change.notes.append(f"heads of {region.size} channels")
 
     def _follow(self, change: Change, region: HeadRegion, blocks: HeadMap, value: ir.Value, labels: Labels) -> None:
         """Record what a value is now, or give it a new name where no transform of one axis says it."""
