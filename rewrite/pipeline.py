@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +173,16 @@ def _target(name: str) -> Target:
     return known[name]
 
 
+def _priced(passes: Sequence[Pass[Any]], target: Target) -> list[Pass[Any]]:
+    """The passes with what the target's kernels cost, in the options that were left as they are by default."""
+    priced: list[Any] = list(passes)
+    for index, each in enumerate(priced):
+        defaults = {option.name: option.default for option in fields(each)} if is_dataclass(each) else {}
+        left = [name for name in target.costs if name in defaults and defaults[name] == getattr(each, name)]
+        priced[index] = replace(each, **{name: target.costs[name] for name in left}) if left else each
+    return priced
+
+
 # ── The main job ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -197,7 +207,8 @@ def convert(
 
     Raises the exceptions of `rewrite.errors` for a source, request or output that is unusable.
     """
-    chosen, steps = _target(target), passes_of(passes, recipe)
+    chosen = _target(target)
+    steps = _priced(passes_of(passes, recipe), chosen)
     stages = Stages(progress)
     with new_folder(Path(out), source, force) as folder:
         with stages("capture"):

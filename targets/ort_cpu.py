@@ -19,6 +19,7 @@ Why, measured with onnxruntime 1.31.1 on one x86-64 core with AVX-512, median µ
       RMSNormalization          4.2    9.4   15.8     51    122     SimplifiedLayerNormalization is the same
       Add + LayerNorm…          7.2   21.9   46.2    156    353     SkipLayerNormalization   30  124  336  891  1730
       Add + RMSNorm…            5.7   11.9   26.9    103    257     SkipSimplified…         7.2   33   80  223   438
+      ReduceMean + Sub, in LayerNormalizations of that size     0.70   0.76   0.68   0.78   0.76
     attention (S, H, h)     16,8,32   64,8,32   256,8,32   64,12,64   197,3,64
       on four axes, guarded    62       264       2981        492        509
       on three axes, guarded   45       207       2734        387        429
@@ -31,6 +32,7 @@ Why, measured with onnxruntime 1.31.1 on one x86-64 core with AVX-512, median µ
 
 So norms and residual sums stay apart, Gelu and bias stay apart, and the runtime's own fusions of both are switched off.
 x·sigmoid(x) stays: the runtime makes it QuickGelu by itself. Gemm with its reshapes gains nothing over MatMul + Add.
+An explicit centring pays where it makes two norms cheaper (`costs`, from the column of 768).
 
 Masked attention spends most of its time on numbers below 1e-38, which exp gives where the mask is: flushing them to
 zero takes 64,8,32 from 193 µs to 85. That is a session option, and the one thing here that is not exact.
@@ -42,6 +44,7 @@ width 256 takes 11.0 ms so, and 25.9 ms with spinning; a machine of its own may 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -64,6 +67,7 @@ class OrtCpu(Target):
     device = "cpu"
     dtypes = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
     steps = (raise_gelu, unpack_projections, lay_out_attention)
+    costs: Mapping[str, float] = {"norm_ns": 0.38, "shift_ns": 0.26, "centring_ns": 0.47}
 
     def lacks(self, dtype: ir.DataType, node: ir.Node) -> bool:
         if dtype == ir.DataType.BFLOAT16:

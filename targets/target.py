@@ -56,6 +56,9 @@ class Target(ABC):
     """The floating types it can run a network in, the usual one first."""
     steps: tuple[Callable[[Editor], None], ...]
     """The lowering, in order; each edits a clone."""
+    costs: Mapping[str, float] = {}
+    """What its kernels take, by the names of the passes' options (`norm_ns` of center-residual): nanoseconds for each
+    number of the value they work on. Where a pass has such an option and it was not set, it decides by these."""
 
     @abstractmethod
     def lacks(self, dtype: ir.DataType, node: ir.Node) -> bool:
