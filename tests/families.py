@@ -97,6 +97,15 @@ def _image(class_name: str, config_name: str, size: int, **options: Any) -> Call
     return build
 
 
+def _audio(class_name: str, config_name: str, samples: int, **options: Any) -> Callable[[], Built]:
+    def build() -> Built:
+        model = _build(class_name, getattr(transformers, config_name)(**options))
+        generator = torch.Generator().manual_seed(1)
+        return model, {"input_values": torch.randn(2, samples, generator=generator)}
+
+    return build
+
+
 def _build(class_name: str, config: Any) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -228,6 +237,21 @@ FAMILIES: dict[str, Callable[[], Built]] = {
     ),
     "clip_vision": _image("CLIPVisionModel", "CLIPVisionConfig", 24, **_without(IMAGE, "num_labels")),
     "siglip_vision": _image("SiglipVisionModel", "SiglipVisionConfig", 24, **_without(IMAGE, "num_labels")),
+    "wav2vec2": _audio(
+        "Wav2Vec2Model",
+        "Wav2Vec2Config",
+        16000,
+        **_without(IMAGE, "image_size", "patch_size", "num_labels"),
+        do_stable_layer_norm=True,
+        feat_extract_norm="layer",
+        conv_dim=(16, 24),
+        conv_kernel=(40, 10),
+        conv_stride=(40, 10),
+        conv_bias=True,
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4,
+    ),
     "resnet": _image(
         "ResNetForImageClassification",
         "ResNetConfig",
