@@ -132,14 +132,22 @@ def verify(
     original: Annotated[str, typer.Argument(metavar="ORIGINAL")],
     rewritten: Annotated[str, typer.Argument(metavar="REWRITTEN")],
     certificate: Annotated[str | None, typer.Option(metavar="FILE", help="A certificate to check too.")] = None,
+    refutation: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Where to write what refutes; <REWRITTEN>.refuted unless given."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that REWRITTEN computes ORIGINAL; on files this needs neither torch nor ONNX Runtime."""
+    """Prove that REWRITTEN computes ORIGINAL; on files this needs neither torch nor ONNX Runtime.
+
+    If it does not, the smallest part of both networks in which they differ is written, with inputs that show it.
+    """
     from rewrite import pipeline
 
+    folder = refutation if refutation is not None else f"{Path(rewritten).resolve().stem}.refuted"
     with progress() as tell:
         tell("proof")
-        answer = pipeline.verify(original, rewritten, certificate)
+        answer = pipeline.verify(original, rewritten, certificate, refutation=folder)
     show(answer.to_json() if as_json else None, answer)
     raise typer.Exit(0 if answer.verdict.holds else 1)
 

@@ -39,7 +39,7 @@ def evaluate(
     """
     outputs = [value.name or "" for value in model.graph.outputs]
     wanted, kept = set(outputs) | set(watch), {}
-    for name, operand in _Evaluation(_inlined(model), unrounded, precision).run(inputs):
+    for name, operand in _Evaluation(inlined(model), unrounded, precision).run(inputs):
         if name in wanted:
             kept[name] = dense(operand, precision)
         if on_value is not None and isinstance(operand, np.ndarray):
@@ -59,7 +59,7 @@ def values_of(
     Sequences are left out, and so are stored weights that are only transposed or renamed: they are still on disk.
     `precision` np.float32 computes with float32 rounding instead: the noise of a float32 run, seen at every value.
     """
-    for name, operand in _Evaluation(_inlined(model), unrounded, precision).run(inputs):
+    for name, operand in _Evaluation(inlined(model), unrounded, precision).run(inputs):
         if isinstance(operand, np.ndarray):
             yield name, operand
 
@@ -73,7 +73,7 @@ def storage_dtype(model: ir.Model) -> np.dtype:
     return np.dtype(stored.most_common(1)[0][0].numpy() if stored else np.float32)
 
 
-def _inlined(model: ir.Model) -> ir.Model:
+def inlined(model: ir.Model) -> ir.Model:
     """`model` without model-local functions; value names of the main graph stay."""
     if not model.functions:
         return model
