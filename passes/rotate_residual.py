@@ -68,6 +68,8 @@ def _no_scaled_writer(rule: RotateResidual, stream: Stream) -> Breach | None:
 
 def _scales_fold(rule: RotateResidual, stream: Stream) -> Breach | None:
     for use in stream.region.norms:
+        if use.node.op_type != "RMSNormalization":
+            continue
         fold = stream.folds.get(use.node)
         if fold is None:
             return Breach(use.node, f"{use.node.op_type} reads the stream with a γ that is not one constant")
