@@ -393,7 +393,7 @@ def transformed(block: Block, transform: Transform, taken: slice | None = None) 
     if taken is None:
         value, absolute = transform.apply(block.value, -1), lambda x: transform.absolute(x, -1)
     else:
-        value, absolute = transform.left(block.value), transform.absolute_left
+        value, absolute = transform.from_left(block.value), transform.absolute_left
     magnitude = absolute(np.abs(block.value))
     # `error` and `largest` of the block broadcast to its value, and an axis of size 1 is not summed over.
     inexact = absolute(np.broadcast_to(block.error, block.value.shape)) if np.any(block.error) else 0.0
@@ -939,7 +939,7 @@ def largest_unit(largest: np.ndarray, epsilon: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Adjustable:
-    """Where the constant that may be adjusted stands; `epsilon` is its dtype's relative spacing."""
+    """Where the constant that may be adjusted stands, by how much; `epsilon` is its dtype's relative spacing."""
 
     chain: int
     factor: int

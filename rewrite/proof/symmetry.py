@@ -304,6 +304,22 @@ def _head_term(term: Term, rank: int) -> _Cut | None:
     return None
 
 
+def with_heads_mapped(walk: Walk, form: Form, transform: Transform) -> Form | None:
+    """`form` with T on the joined axis of heads and channels behind its maps; None where it maps no heads."""
+    terms: list[Term] = []
+    for term in form.terms:
+        if term.axis is None or any(chain.sizes()[1] != transform.size for chain in term.chains):
+            return None
+        chains = tuple(new for chain in term.chains if (new := chain.then(Exact(transform))) is not None)
+        if len(chains) != len(term.chains):
+            return None
+        terms.append(replace(term, chains=chains))
+    mapped = forms.collect(form.shape, terms, form.kind)
+    last = (*range(form.rank - 2), form.rank - 1, form.rank - 2)
+    found = heads(walk, mapped) or (heads(walk, forms.transpose(mapped, last)) if form.rank > 2 else None)
+    return mapped if found is not None else None
+
+
 def map_heads(walk: Walk, form: Form, axis: int, transform: Transform) -> Form | None:
     """`form`·T for a T that maps the channels (the last axis) of every head by themselves; `axis` is that of heads.
 
@@ -322,17 +338,25 @@ def map_heads(walk: Walk, form: Form, axis: int, transform: Transform) -> Form |
 HEADED = frozenset(("contraction", "guard", "product"))
 
 
-def headed(form: Form, axis: int) -> int | None:
-    """The number of heads where `form` is results of attention or of rotation, one head beside the other.
+def headed(form: Form, axis: int) -> tuple[int, int] | None:
+    """The axis of heads and their number where `form` is results of attention or rotation, one head beside the other.
 
     A map of the channels of all heads is then written as one of heads and channels joined, which is how the output
     projection reads them.
     """
     if form.rank < 4 or axis % form.rank != form.rank - 1 or not form.terms:
         return None
-    plain = all(term.axis is None and term.atom.key[0] in HEADED for term in form.terms)
-    count = form.shape[-3].constant
-    return count if plain and count is not None and count > 1 else None
+    places: set[int] = set()
+    for term in form.terms:
+        if term.axis is not None or term.atom.key[0] not in HEADED or len(term.atom.shape) < 4:
+            return None
+        beside = [a for a in range(form.rank) if term.whole(a) == len(term.atom.shape) - 3]
+        if len(beside) != 1 or term.whole(form.rank - 1) != len(term.atom.shape) - 1:
+            return None
+        places.add(beside[0])
+    place = places.pop()
+    count = form.shape[place].constant
+    return (place, count) if not places and count is not None and count > 1 else None
 
 
 def unclosed(walk: Walk, form: Form) -> Form:

@@ -82,7 +82,7 @@ class Transform(ABC):
         """T in float64, (size, width)."""
         return self.apply(np.eye(self.size))
 
-    def left(self, x: np.ndarray) -> np.ndarray:
+    def from_left(self, x: np.ndarray) -> np.ndarray:
         """T·x for x (width, …), in float64."""
         return self.inverse.dual.apply(x, 0)
 
@@ -517,7 +517,7 @@ class Isometry(Transform):
         along_v = (a * x.sum(-1, keepdims=True) - x[..., -1:]) / (1.0 - a)
         return (x[..., :-1] - a * along_v) * self.factor
 
-    def left(self, x: np.ndarray) -> np.ndarray:
+    def from_left(self, x: np.ndarray) -> np.ndarray:
         a = 1.0 / math.sqrt(self.size)
         taken_off = a * x.sum(0, keepdims=True) / (1.0 - a)
         return np.concatenate([x - a * taken_off, (1.0 - a) * taken_off]) * self.factor
@@ -576,7 +576,7 @@ class LeftInverse(Transform):
     def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
         return along(axis, x, lambda rows: rows @ np.abs(self.of.dual.matrix().T))
 
-    def left(self, x: np.ndarray) -> np.ndarray:
+    def from_left(self, x: np.ndarray) -> np.ndarray:
         return self.of.dual.apply(x, 0)
 
     def absolute_left(self, x: np.ndarray) -> np.ndarray:
@@ -696,13 +696,13 @@ class Selection(Transform):
     def apply(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.take(x, self.indices, axis=axis)
 
-    def left(self, x: np.ndarray) -> np.ndarray:
+    def from_left(self, x: np.ndarray) -> np.ndarray:
         result = np.zeros((self.size, *x.shape[1:]))
         np.add.at(result, list(self.indices), x)
         return result
 
     def absolute_left(self, x: np.ndarray) -> np.ndarray:
-        return self.left(x)
+        return self.from_left(x)
 
     @property
     def dual(self) -> Transform:
@@ -751,13 +751,13 @@ class Copied(Transform):
     def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
         return along(axis, x, lambda rows: np.take(rows, self.sources, axis=-1) * np.abs(self.factors))
 
-    def left(self, x: np.ndarray) -> np.ndarray:
+    def from_left(self, x: np.ndarray) -> np.ndarray:
         result = np.zeros((self.size, *x.shape[1:]))
         np.add.at(result, list(self.sources), x * self.factors.reshape(-1, *[1] * (x.ndim - 1)))
         return result
 
     def absolute_left(self, x: np.ndarray) -> np.ndarray:
-        return Copied(self.size, self.sources, np.abs(self.factors)).left(x)
+        return Copied(self.size, self.sources, np.abs(self.factors)).from_left(x)
 
     @property
     def dual(self) -> Transform:

@@ -189,9 +189,11 @@ class Walk:
             original = self.table.forms[candidate]
             moved, known = (forms.transpose(each, order) for each in (form, original))
             size = known.shape[last].constant
-            fitting = [each for each in self.table.found if each.size == size]
-            for transform in chain(fitting, inference.guesses(moved, known)):
-                expected = forms.mapped(original, axis, Exact(transform))
+            for transform in chain(self.table.found, inference.guesses(moved, known)):
+                if transform.size == size:
+                    expected = forms.mapped(original, axis, Exact(transform))
+                else:
+                    expected = symmetry.with_heads_mapped(self, original, transform)
                 outcome = None if expected is None else self.table.match(form, expected)
                 if expected is not None and isinstance(outcome, Match):
                     self.table.commit(outcome, self.node)
@@ -268,9 +270,9 @@ class Walk:
 
     def mapped(self, form: Form, axis: int, factor: Factor) -> Form:
         """`form` followed by `factor`; where its own maps are in the way, they are closed off into an atom first."""
-        count = symmetry.headed(form, axis) if isinstance(factor, Exact) else None
-        if count is not None and isinstance(factor, Exact) and factor.transform.width == factor.transform.size:
-            joined = symmetry.map_heads(self, form, form.rank - 3, symmetry.tiled(factor.transform, count))
+        beside = symmetry.headed(form, axis) if isinstance(factor, Exact) else None
+        if beside is not None and isinstance(factor, Exact) and factor.transform.width == factor.transform.size:
+            joined = symmetry.map_heads(self, form, beside[0], symmetry.tiled(factor.transform, beside[1]))
             if joined is not None:
                 return joined
         result = forms.mapped(form, axis, factor)
