@@ -226,19 +226,19 @@ def _seeded(core: ir.Node, position: int, seed: ir.Value) -> tuple[Labels, int]:
             raise Blocked("the numbers of heads are unknown")
         count = heads[0] if position == 0 else heads[1]
         wide = len(shape) == 3
-        size = _channels(shape[-1]) // (count if wide else 1)
+        size = _channels(shape[-1], count if wide else 1)
         return np.arange(count * size).reshape((1, 1, -1) if wide else (1, count, 1, size)), size
     size = _channels(shape[-1])
     lengths = [known[0] if (known := volume((length,))) is not None else 1 for length in shape[:-2]]
     return np.arange(int(np.prod(lengths)) * size).reshape(*lengths, 1, size), size
 
 
-def _channels(size: object) -> int:
-    if not isinstance(size, int):
+def _channels(size: object, heads: int = 1) -> int:
+    if not isinstance(size, int) or size % heads:
         raise Blocked("the size of a head is not static")
-    if size < 2:
+    if size // heads < 2:
         raise Blocked("a head has one channel")
-    return size
+    return size // heads
 
 
 # ---------------------------------------------------------------------------------------------------- what must hold
@@ -248,38 +248,33 @@ def _known(rule: HeadPass, site: Heads) -> Breach | None:
     return Breach(site.core, site.unknown) if site.region is None else None
 
 
-def _hidden_from_outside(rule: HeadPass, site: Heads) -> Breach | None:
-    return Breach.at(site.channels.met(Cause.INTERFACE))
+def _met(holds: Callable[[Obstruction], bool]) -> Callable[[HeadPass, Heads], Breach | None]:
+    """The first obstruction of a kind."""
+
+    def check(rule: HeadPass, site: Heads) -> Breach | None:
+        found = site.region.obstructions if site.region is not None else ()
+        return Breach.at(next((met for met in found if holds(met)), None))
+
+    return check
 
 
-def _own_constants(rule: HeadPass, site: Heads) -> Breach | None:
-    return Breach.at(site.channels.met(Cause.OVERRIDABLE))
-
-
-def _no_norm(rule: HeadPass, site: Heads) -> Breach | None:
-    return Breach.at(next((met for met in site.channels.obstructions if _at_norm(met)), None))
-
-
-def _passes(rule: HeadPass, site: Heads) -> Breach | None:
-    met = (met for met in site.channels.obstructions if met.cause is Cause.OPERATOR and not _at_norm(met))
-    return Breach.at(next(met, None))
-
-
-def _at_norm(met: Obstruction) -> bool:
-    return is_operator(met.node, *NORMS)
+_hidden_from_outside = _met(lambda met: met.cause is Cause.INTERFACE)
+_own_constants = _met(lambda met: met.cause is Cause.OVERRIDABLE)
+_no_norm = _met(lambda met: is_operator(met.node, *NORMS))
+_passes = _met(lambda met: met.cause is Cause.OPERATOR and not is_operator(met.node, *NORMS))
 
 
 def _along_one_axis(rule: HeadPass, site: Heads) -> Breach | None:
-    region = site.channels
-    for (node, position), labels in region.constants.items():
+    region = site.region
+    for (node, position), labels in region.constants.items() if region is not None else ():
         value = node.inputs[position]
-        if value is None or region.lies(labels, sizes(value)) is None:
+        if value is None or region is None or region.lies(labels, sizes(value)) is None:
             return Breach(node, f"{'' if value is None else value.name} holds heads along several axes")
     return None
 
 
 def _unshared(rule: HeadPass, site: Heads) -> Breach | None:
-    uses = [Use(node, position, 0) for node, position in site.channels.constants]
+    uses = [Use(node, position, 0) for node, position in site.region.constants] if site.region is not None else []
     for use in uses:
         if (node := read_elsewhere(use, uses)) is not None:
             return Breach(node, f"{use.value.name} is also read here, and would have to be copied")

@@ -178,6 +178,8 @@ class _Growth:
         if not is_constant(value):
             self.include(value, labels)
             return
+        if not varying(compress(labels)):
+            raise Blocked(f"{value.name} is one number for all channels")
         known = self.region.constants.get((node, position))
         self.region.constants[node, position] = compress(labels) if known is None else combine(known, labels, self.tie)
 
@@ -317,7 +319,9 @@ class _Growth:
         if not carriers:
             changing = [place for place in range(2) if not is_constant(operand(node, place))]
             carriers = [place for place in changing if len(changing) == 1 or _is_affine(operand(node, place))]
-        if len(carriers) != 1:
+        if not carriers:
+            raise Blocked(f"{node.op_type} multiplies two values, and neither is linear in a projection")
+        if len(carriers) > 1:
             raise Blocked(f"{node.op_type} multiplies two values that may both carry the transform")
         carrier = carriers[0]
         if node.op_type == "Div" and carrier == 1:
