@@ -111,7 +111,9 @@ def _constant_readers(rule: Equalize, site: Between) -> Breach | None:
 
 
 def _two_layers(rule: Equalize, site: Between) -> Breach | None:
-    if not site.writers:
+    # Where growth was stopped, what writes the values was not looked for.
+    stopped = any(region.obstructions or region.writing_norms for region in site.regions)
+    if not site.writers and not stopped:
         return Breach(site.nodes[0], "no matrix or kernel writes the values that it reads")
     return None
 
