@@ -148,7 +148,7 @@ class Trial:
         self.norms = norms(canonical.model)
         self.verdict, self.error = self.judged(canonical)
         self._after: dict[tuple[str, ...], Any] = {(): canonical}
-        self.kept: dict[tuple[str, ...], int] = {(): 0}
+        self._steps: dict[tuple[str, ...], Results] = {}
 
     def judged(self, work: Any) -> tuple[Any, float]:
         """The verdict of the proof, and the largest relative error of an output in float64 with unrounded constants."""
@@ -157,83 +157,75 @@ class Trial:
 
         named = {value.name for node in work.original.graph for value in node.outputs}
         claims = {name: relation for name, relation in work.relations.items() if name in named}
-        proof = prove(work.original, work.model, claims=claims)
+        proof = prove(work.original, work.model, claims=claims, transforms=work.transforms)
         worst = 0.0
         for one, reference in zip(self.inputs, self.references):
             found = evaluate(work.model, one, unrounded=True)
             worst = max([worst, *(relative_error(found[name], array) for name, array in reference.items())])
         return proof.verdict, worst
 
-    def after(self, names: tuple[str, ...]) -> Any:
-        """The program after passes that are each kept only if the result is proved, as `rewrite.apply` does."""
+    def step(self, names: tuple[str, ...]) -> Results:
+        """What the last pass of `names` does after those before it, each of which is kept only where it is proved."""
         from rewrite.rule import apply_pass
 
+        if names not in self._steps:
+            begin, work = time.perf_counter(), self.after(names[:-1]).clone()
+            outcomes = apply_pass(work, self.passes[names[-1]]())
+            refused = [outcome.to_json() for outcome in outcomes if not _applied(outcome)]
+            applied, kept = len(outcomes) - len(refused), False
+            result: Results = {"applied": applied, "refused": refused, "status": "refused" if refused else "no site"}
+            if applied:
+                verdict, error = self.judged(work)
+                result |= {"verdict": str(verdict), "error": error, "status": status(str(verdict), error)}
+                kept = verdict.holds
+            self._after[names] = work if kept else self._after[names[:-1]]
+            self._steps[names] = result | {"kept": kept, "seconds": time.perf_counter() - begin}
+        return self._steps[names]
+
+    def after(self, names: tuple[str, ...]) -> Any:
+        """The program after passes that are each kept only if the result is proved, as `rewrite.apply` does."""
         if names not in self._after:
-            base = self.after(names[:-1])
-            work = base.clone()
-            applied = [o for o in apply_pass(work, self.passes[names[-1]]()) if _applied(o)]
-            if applied and self.judged(work)[0].holds:
-                self._after[names], self.kept[names] = work, self.kept[names[:-1]] + 1
-            else:
-                self._after[names], self.kept[names] = base, self.kept[names[:-1]]
+            self.step(names)
         return self._after[names]
+
+    def run(self, name: str) -> Results:
+        """What a pass does after its prerequisites."""
+        return self.step((*(each for each in before(name) if each in self.passes), name))
 
     def together(self) -> Results:
         """Every pass in order, each kept only if the result is proved: what they make of each other's networks."""
         names = tuple(self.passes)
-        work = self.after(names)
-        verdict, error = self.judged(work)
-        kept = self.kept[names]
-        return {"status": status(verdict, error), "verdict": str(verdict), "error": error, "kept": kept}
-
-    def run(self, name: str) -> Results:
-        """What a pass does after its prerequisites."""
-        from rewrite.rule import apply_pass
-
-        begin = time.perf_counter()
-        prefix = tuple(each for each in before(name) if each in self.passes)
-        work = self.after(prefix).clone()
-        outcomes = apply_pass(work, self.passes[name]())
-        applied = [outcome for outcome in outcomes if _applied(outcome)]
-        refused = [outcome.to_json() for outcome in outcomes if not _applied(outcome)]
-        result: Results = {"applied": len(applied), "refused": refused, "status": "refused" if refused else "no site"}
-        if applied:
-            verdict, error = self.judged(work)
-            result |= {"verdict": str(verdict), "error": error, "status": status(verdict, error)}
-        return result | {"seconds": time.perf_counter() - begin}
+        verdict, error = self.judged(self.after(names))
+        kept = sum(self._steps[names[: count + 1]]["kept"] for count in range(len(names)))
+        return {"status": status(str(verdict), error), "verdict": str(verdict), "error": error, "kept": kept}
 
     def default(self, folder: Path) -> Results:
-        """The default recipe, lowered, saved, proved as it is stored, and run in ONNX Runtime."""
+        """`rewrite convert` with the default recipe: what it proves of the artifact, and how that runs."""
         import rewrite
         from rewrite.capture.onnx_file import load_onnx
-        from rewrite.check import diff_models
-        from rewrite.proof import prove
+        from rewrite.check.compare import DIFFERENT
         from rewrite.recipes import RECIPES
-        from rewrite.targets import session_options
 
-        work = self.after(RECIPES["default"])
-        path = rewrite.lower(work).save(folder)
-        verdict = prove(self.program.original, load_onnx(path)).verdict
-        options = session_options(folder, config={"session.set_denormal_as_zero": "0"})
-        difference = diff_models(self.program.original, work.model, self.inputs, artifact=path, options=options)
-        rows = difference.rows
-        error = self.judged(work)[1]
+        report = rewrite.convert(self.program, folder / "out", inputs=self.inputs)
+        artifact = load_onnx(folder / "out" / "model.onnx")
+        work = self.after(tuple(name for name in RECIPES["default"] if name in self.passes))
+        error = math.inf if report.numerical == DIFFERENT else self.judged(work)[1]
         return {
-            "status": status(verdict, error),
-            "verdict": str(verdict),
+            "status": status(report.verdict, error),
+            "verdict": report.verdict,
             "error": error,
             "norms": norms(work.model),
-            "nodes": load_onnx(path).graph.num_nodes(),
-            "noise": max((row.run.noise_ratio for row in rows if row.run is not None), default=None),
-            "diff": difference.verdict,
-            "reason": next((row.reason for row in rows if row.reason), ""),
+            "nodes": artifact.graph.num_nodes(),
+            "noise": report.worst_noise_ratio,
+            "numerical": report.numerical,
+            "undone": [row.pass_name for row in report.refused if row.requirement == "PROOF"],
         }
 
 
-def status(verdict: Any, error: float) -> str:
+def status(verdict: str, error: float) -> str:
     """What a verdict and a float64 error amount to; an error that is not a number counts as too large."""
     right = error <= EXACT
-    if verdict.holds:
+    if verdict.startswith(("BITWISE", "EQUAL")):
         return "proved" if right else "SILENT ERROR"
     return "not proved" if right else "wrong, not proved"
 
@@ -258,7 +250,7 @@ def try_family(program: Any, passes: Sequence[type], keep: Any = lambda result: 
         trial = Trial(program, passes)
     except Exception as error:  # noqa: BLE001 - a crash is a result here
         return {"status": "crash", **_crash(error), "passes": {}}
-    verdict = status(trial.verdict, trial.error)
+    verdict = status(str(trial.verdict), trial.error)
     result |= {"status": verdict, "verdict": str(trial.verdict), "error": trial.error, "norms": trial.norms}
     for each in passes:
         keep(result | {"running": each.name})
@@ -455,16 +447,23 @@ def _summary(
 def _families(
     captures: Mapping[str, Results], results: Mapping[str, Results], kinds: Mapping[str, str]
 ) -> Iterable[str]:
-    yield "LN, RMS, GN, BN: norms of the canonical form, before and after the default recipe. Error: relative, float64,"
-    yield "exact constants. Noise: the artifact's rounding error over the original's. torch: error of the capture."
+    from rewrite.check.compare import ABOVE, DIFFERENT
+
+    yield "LN, RMS, GN, BN: norms of the canonical form, before and after the default recipe. Undone: a pass of it that"
+    yield "the proof does not follow. Error: relative, float64, exact constants. Noise: the artifact's rounding error over"
+    yield "the original's. torch: relative error of the capture in float32."
     yield ""
     yield "| family | kind | nodes | default recipe | norms | error | noise | torch |"
     yield "|---|---|---:|---|---|---:|---:|---:|"
     for name, result in results.items():
         done, made = result.get("default", {}), captures.get(name, {})
         after = f"{made.get('nodes', '?')} → {done['nodes']}" if "nodes" in done else f"{made.get('nodes', '?')}"
-        numbers = (_number(done.get("error")), _ratio(done.get("noise")), _number(made.get("torch")))
-        cells = (name, kinds[name], after, _verdict(done), _norms(result, done), *numbers)
+        undone = "".join(f"; undone: {each}" for each in done.get("undone", ()))
+        noise = _ratio(done.get("noise")) + (
+            f" {done['numerical']}" if done.get("numerical") in (ABOVE, DIFFERENT) else ""
+        )
+        numbers = (_number(done.get("error")), noise, _number(made.get("torch")))
+        cells = (name, kinds[name], after, _verdict(done) + undone, _norms(result, done), *numbers)
         yield f"| {' | '.join(cells)} |"
 
 
