@@ -450,8 +450,8 @@ def _families(
     from rewrite.check.compare import ABOVE, DIFFERENT
 
     yield "LN, RMS, GN, BN: norms of the canonical form, before and after the default recipe. Undone: a pass of it that"
-    yield "the proof does not follow. Error: relative, float64, exact constants. Noise: the artifact's rounding error over"
-    yield "the original's. torch: relative error of the capture in float32."
+    yield "the proof does not follow. Error: relative, float64, exact constants. Noise: the artifact's rounding error"
+    yield "over the original's. torch: relative error of the capture in float32."
     yield ""
     yield "| family | kind | nodes | default recipe | norms | error | noise | torch |"
     yield "|---|---|---:|---|---|---:|---:|---:|"
