@@ -37,6 +37,9 @@ from rewrite.rule import Breach, Change, Pass, Requirement, Site, read_elsewhere
 
 LARGEST_FLOAT16 = 65504.0
 
+SMALLEST_NORMAL = 2.0**-126
+"""Of float32, in which an attribute is held: kernels may take smaller numbers for 0."""
+
 UNMEASURED = 2.0**-4
 """s where nothing was measured: squares get 256 times smaller, and s²ε of a usual ε = 10⁻⁵ is 4·10⁻⁸."""
 
@@ -117,7 +120,8 @@ def _kept_epsilon(rule: StabilizeNorm, stream: Stream) -> Breach | None:
         epsilon = float(attributes["epsilon"])
         held = float(dtype.numpy().type(epsilon))
         scaled = held * stream.factor**2
-        if float(dtype.numpy().type(scaled)) != scaled or (scaled == 0.0 and epsilon != 0.0):
+        lost = scaled < SMALLEST_NORMAL and epsilon != 0.0
+        if lost or float(dtype.numpy().type(scaled)) != scaled:
             reason = f"s²ε = {scaled:.3g} is no number of {dtype.name.lower()}, in which it computes"
             return Breach(norm, reason)
     return None
