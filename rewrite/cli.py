@@ -134,7 +134,7 @@ def verify(
     certificate: Annotated[str | None, typer.Option(metavar="FILE", help="A certificate to check too.")] = None,
     refutation: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Where to write what refutes; <REWRITTEN>.refuted unless given."),
+        typer.Option(metavar="DIR", help="Where to write what refutes; beside REWRITTEN unless given."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -144,7 +144,8 @@ def verify(
     """
     from rewrite import pipeline
 
-    folder = refutation if refutation is not None else f"{Path(rewritten).resolve().stem}.refuted"
+    beside = Path(rewritten) if Path(rewritten).exists() else Path(Path(rewritten).name)
+    folder = Path(refutation) if refutation is not None else beside.resolve().with_suffix(".refuted")
     with progress() as tell:
         tell("proof")
         answer = pipeline.verify(original, rewritten, certificate, refutation=folder)

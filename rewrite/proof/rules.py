@@ -520,10 +520,10 @@ def convolution(walk, node, operands):
     last = walk.mapped(_unfolded(walk, x, kernel.shape[2:], settings, spatial), -1, Matrix(matrix))
     result = forms.transpose(last, (0, last.rank - 1, *range(1, last.rank - 1)))
     if len(operands) > 2 and operands[2] is not None:
-        bias = operands[2]
-        if not isinstance(bias, Constant):
+        bias = forms.reshape(walk.form(operands[2]), (Dim.of(out), *[ONE] * len(spatial)))
+        if bias is None:
             return None
-        result = forms.add(result, walk.form(reshaped(bias, (out, *[1] * len(spatial)))))
+        result = forms.add(result, bias)
     return result
 
 

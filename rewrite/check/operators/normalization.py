@@ -77,13 +77,18 @@ def _per_channel(vector: np.ndarray, rank: int) -> np.ndarray:
 
 
 @operator("BatchNormalization")
-def batch_normalization(call: Call, x: np.ndarray, scale, bias, mean, variance) -> np.ndarray:
-    """γ(x − μ)/√(σ² + ε) + β with the stored μ and σ²."""
+def batch_normalization(call: Call, x: np.ndarray, scale, bias, mean, variance) -> tuple[np.ndarray, ...]:
+    """γ(x − μ)/√(σ² + ε) + β with the stored μ and σ², or with those of the batch in training mode."""
     if call.attribute("training_mode", 0):
-        raise call.unsupported("in training mode reads its batch")
+        axes = (0, *range(2, x.ndim))
+        momentum, current = call.real("momentum", 0.9), (x.mean(axes), x.var(axes))
+        kept = [momentum * old + (1 - momentum) * new for old, new in zip((mean, variance), current)]
+        mean, variance = current
+    else:
+        kept = []
     inverse = 1 / np.sqrt(variance + call.real("epsilon", 1e-5))
     scaled = (x - _per_channel(mean, x.ndim)) * _per_channel(scale * inverse, x.ndim)
-    return scaled + _per_channel(bias, x.ndim)
+    return (scaled + _per_channel(bias, x.ndim), *kept)
 
 
 @operator("InstanceNormalization")
