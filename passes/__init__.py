@@ -12,6 +12,7 @@ A pass is a frozen dataclass whose fields are its options. File, class and comma
 
 from rewrite.passes.affine_heads import AffineHeads
 from rewrite.passes.center_residual import CenterResidual
+from rewrite.passes.compress_residual import CompressResidual
 from rewrite.passes.eliminate_dead_channels import EliminateDeadChannels
 from rewrite.passes.equalize import Equalize
 from rewrite.passes.fold_norm import FoldNorm
@@ -27,7 +28,7 @@ from rewrite.passes.stabilize_norm import StabilizeNorm
 
 PASSES = (
     *(FoldScale, EliminateDeadChannels, MergeDuplicateChannels),
-    *(CenterResidual, FoldNorm, RotateResidual, StabilizeNorm),
+    *(CenterResidual, FoldNorm, CompressResidual, RotateResidual, StabilizeNorm),
     *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
     *(Smooth, Equalize, ReparameterizeNormScale),
 )
@@ -36,6 +37,7 @@ __all__ = [
     "PASSES",
     "AffineHeads",
     "CenterResidual",
+    "CompressResidual",
     "EliminateDeadChannels",
     "Equalize",
     "FoldNorm",

@@ -161,7 +161,7 @@ class RotateResidual(Pass[Stream]):
                 continue
             region = grow(value, len(shape_of(value) or ()) - 1, ORTHOGONAL)
             seen.update(region.axes)
-            if _is_done(region, program, self.name):
+            if is_done(region, program, self.name):
                 continue
             border = {use.node for use in region.norms}
             folds = {fold.norm: fold for fold in FoldNorm().sites(program) if fold.norm in border} if border else {}
@@ -216,6 +216,7 @@ def _norms_of(region: Region) -> tuple[ir.Node, ...]:
     return tuple(dict.fromkeys((*inside, *(use.node for use in region.norms))))
 
 
-def _is_done(region: Region, program: Program, name: str) -> bool:
+def is_done(region: Region, program: Program, name: str) -> bool:
+    """Whether the pass `name` has transformed a value of the region."""
     relations = (program.relations.get(value.name or "") for value in region.axes)
     return any(step["pass"] == name for relation in relations for step in steps(relation))
