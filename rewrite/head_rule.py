@@ -27,7 +27,7 @@ from rewrite.ir.axes import volume
 from rewrite.ir.constants import is_constant, weight_behind
 from rewrite.ir.edit import is_operator, shape_of
 from rewrite.ir.program import Program
-from rewrite.ir.weights import Concat, Slice, Transformed, Weight, row_blocks, whole
+from rewrite.ir.weights import Concat, Slice, Transformed, Weight, cut_blocks, whole
 from rewrite.proof.transforms import Repeated, Scaling, Transform
 from rewrite.rule import Breach, Change, Pass, Requirement, Site, read_elsewhere
 
@@ -357,11 +357,11 @@ def largest(region: HeadRegion, *, right: bool) -> NDArray[np.float64]:
     found = np.zeros(region.channels)
     for placed in matrices(region, right=right):
         weight, axis = weight_behind(placed.use.value), placed.use.axis
-        for block in row_blocks(weight.shape):
-            values = np.abs(np.moveaxis(weight.read(block), axis, -1))
-            rows = placed.rows[block[axis]]
-            most = values.reshape(-1, len(rows)).max(axis=0, initial=0.0)
-            np.maximum.at(found, rows[rows != OUTSIDE], most[rows != OUTSIDE])
+        inside = placed.rows != OUTSIDE
+        for part in cut_blocks(weight.shape, weight.mixed | {axis}):
+            values = np.abs(np.moveaxis(weight.read(part), axis, -1))
+            most = values.reshape(-1, len(inside)).max(axis=0, initial=0.0)
+            np.maximum.at(found, placed.rows[inside], most[inside])
     return found[region.partner]
 
 
@@ -379,12 +379,17 @@ def gram(region: HeadRegion, *, right: bool) -> dict[int, NDArray[np.float64]]:
     found: dict[int, NDArray[np.float64]] = {}
     for placed in matrices(region, right=right):
         weight, axis = weight_behind(placed.use.value), placed.use.axis
-        start = 0
-        for block, length in region.blocks(placed.rows):
-            if block != OUTSIDE:
-                taken = list(whole(weight.shape))
-                taken[axis] = slice(start, start + length)
-                part = np.moveaxis(weight.read(tuple(taken)), axis, -1).reshape(-1, length)
-                found[block] = found.get(block, np.zeros((length, length))) + part.T @ part
-            start += length
+        blocks = region.blocks(placed.rows)
+        stops = np.cumsum([length for _, length in blocks]).tolist()
+        places = [(block, stop - length, stop) for (block, length), stop in zip(blocks, stops) if block != OUTSIDE]
+        for part in cut_blocks(weight.shape, weight.mixed | {axis}):
+            values = np.moveaxis(weight.read(part), axis, -1)
+            for block, start, stop in places:
+                _accumulate(found, block, values[..., start:stop])
     return found
+
+
+def _accumulate(found: dict[int, NDArray[np.float64]], block: int, values: NDArray[np.float64]) -> None:
+    part = values.reshape(-1, values.shape[-1])
+    product = part.T @ part
+    found[block] = found[block] + product if block in found else product
