@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 @rule("Cos", "Sin")
 def trigonometric(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> Form:
     """An elementwise function of values joined along an axis is the join of its results."""
-    form = walk.form(operands[0])
+    wide = walk.form(operands[0])
+    # What only repeats along an axis has one angle there.
+    form = forms.narrowed(wide)
     joined = parts(form)
     if joined is None:
-        return unary(walk, node.op_type, form)
-    axis, blocks = joined
-    return forms.concatenate([unary(walk, node.op_type, block) for block in blocks], axis)
+        result = unary(walk, node.op_type, form)
+    else:
+        axis, blocks = joined
+        result = forms.concatenate([unary(walk, node.op_type, block) for block in blocks], axis)
+    return forms.widened(result, wide.shape)
 
 
 def parts(form: Form) -> tuple[int, list[Form]] | None:
@@ -79,7 +83,16 @@ def rotary_embedding(walk: Walk, node: ir.Node, operands: Sequence[Value | None]
         if split is None:
             return None
         x = forms.transpose(split, (0, 2, 1, 3))
-    size = x.shape[3].constant
+    result = turned(walk, x, cosine, sine)
+    if result is None or not packed:
+        return result
+    batch, count, length, size_ = result.shape
+    return forms.reshape(forms.transpose(result, (0, 2, 1, 3)), (batch, length, count * size_))
+
+
+def turned(walk: Walk, x: Form, cosine: Form, sine: Form) -> Form | None:
+    """x (batch, heads, length, size) turned half and half, by caches of (batch or 1, length, size / 2)."""
+    size = x.shape[-1].constant
     if x.rank != 4 or cosine.rank != 3 or size is None or size % 2 or cosine.shape[2] != Dim.of(size // 2):
         return None
     half = Dim.of(size // 2)
@@ -90,9 +103,5 @@ def rotary_embedding(walk: Walk, node: ir.Node, operands: Sequence[Value | None]
     if any(cache is None for cache in caches):
         return None
     first, second = forms.take(x, 3, Dim.of(0), half), forms.take(x, 3, half, half)
-    turned = forms.concatenate([forms.scaled(second, Scalar(-1.0)), first], 3)
-    result = forms.add(times(walk, x, caches[0]), times(walk, turned, caches[1]))
-    if not packed:
-        return result
-    batch, count, length, size_ = result.shape
-    return forms.reshape(forms.transpose(result, (0, 2, 1, 3)), (batch, length, count * size_))
+    across = forms.concatenate([forms.scaled(second, Scalar(-1.0)), first], 3)
+    return forms.add(times(walk, x, caches[0]), times(walk, across, caches[1]))

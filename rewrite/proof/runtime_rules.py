@@ -2,6 +2,7 @@
 
     FusedGemm(a, b, c)     =  f(α·a·b + β·c)
     FusedConv(x, w, b, z)  =  f(conv(x, w) + b + z)
+    RotaryEmbedding(x, p, C, S)  =  x turned by the rows p of both caches
 
 An operator, an activation or an input of which the documentation leaves something open stays opaque.
 
@@ -18,7 +19,9 @@ import onnx_ir as ir
 
 from rewrite.proof import forms
 from rewrite.proof.constants import Array
+from rewrite.proof.dimensions import Dim
 from rewrite.proof.forms import Form, form_of
+from rewrite.proof.rotary import turned
 from rewrite.proof.rules import RULES, attribute, rule, unary
 from rewrite.proof.values import Value
 
@@ -88,3 +91,38 @@ def fused_conv(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> F
             return None
         result = forms.add(result, z)
     return _then_activated(walk, node, result)
+
+
+@rule("RotaryEmbedding", domain=DOMAIN)
+def rotary_embedding(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> Form | None:
+    """Half and half over the whole head, a position for every token; other forms stay opaque."""
+    if any(attribute(node, name, 0) for name in ("interleaved", "rotary_embedding_dim", "is_packed_batching")):
+        return None
+    if attribute(node, "scale", 1.0) != 1.0 or len(operands) != 4:
+        return None
+    x, cosine, sine = walk.form(operands[0]), *(_rows(walk, node, cache, operands[1]) for cache in operands[2:])
+    if cosine is None or sine is None:
+        return None
+    if x.rank == 4:
+        return turned(walk, x, cosine, sine)
+    size = cosine.shape[-1] * 2
+    heads = x.shape[-1].quotient(size) if x.rank == 3 else None
+    if heads is None or attribute(node, "num_heads", 0) not in (0, heads.constant):
+        return None
+    split = forms.reshape(x, (*x.shape[:2], heads, size))
+    result = None if split is None else turned(walk, forms.transpose(split, (0, 2, 1, 3)), cosine, sine)
+    return None if result is None else forms.reshape(forms.transpose(result, (0, 2, 1, 3)), x.shape)
+
+
+def _rows(walk: Walk, node: ir.Node, cache: Value | None, positions: Value | None) -> Form | None:
+    """The rows of a cache at `positions` (batch, length); all of them in order are the cache itself, laid out anew."""
+    if positions is None or len(walk.shape(positions)) != 2:
+        return None
+    count = walk.shape(cache)[0]
+    if isinstance(positions, Form):
+        flat = forms.reshape(positions, (count,))
+        atom = None if flat is None else flat.atom
+        if atom is not None and atom.key == ("range", Dim.of(0), count):
+            return forms.reshape(walk.form(cache), (*positions.shape, walk.shape(cache)[1]))
+    rows = RULES["", "Gather"](walk, node, [cache, positions])
+    return walk.form(rows) if rows is not None and not isinstance(rows, Sequence) else None

@@ -216,6 +216,11 @@ CASES: dict[tuple[str, str], Case] = {
     ("", "RotaryEmbedding"): Case(
         "float[2,3,4,8] x, float[2,4,4] c, float[2,4,4] s", "y = RotaryEmbedding(x, c, s)", TURNED.format("b", "n, a"), TURNED.format("a", "b, n"), ROTARY
     ),
+    ("com.microsoft", "RotaryEmbedding"): Case(
+        "float[2,3,4,8] x, int64[2,4] i", "y = com.microsoft.RotaryEmbedding(x, i, cs, sn)",
+        "c = Gather(cs, i) s = Gather(sn, i) " + TURNED.format("b", "n, a"),
+        "c = Gather(sn, i) s = Gather(cs, i) " + TURNED.format("b", "n, a"), {**ROTARY, "cs": numbers(16, 4), "sn": numbers(16, 4, seed=8)},
+    ),
     ("", "Cos"): Case(
         "float[B,4] x", "j = Concat<axis=1>(x, x) y = Cos(j)", "c = Cos(x) y = Concat<axis=1>(c, c)",
         "c = Cos(x) y = Concat<axis=1>(c, x)",
