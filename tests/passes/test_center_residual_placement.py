@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
@@ -146,6 +147,19 @@ def test_the_costs_decide(centring_ns: float) -> None:
         assert isinstance(outcomes[1], Refused)
         assert outcomes[1].refusal.requirement == "R4"
         assert "explicit centring would not pay" in outcomes[1].refusal.reason
+
+
+def test_a_target_says_what_its_kernels_cost() -> None:
+    """Under the names of options; an option that was set is left as it was."""
+    from rewrite.pipeline import _priced
+    from rewrite.targets import TARGETS
+
+    class Dear:
+        costs = {"centring_ns": 7.0, "norm_ns": 2.0}
+
+    assert _priced([CenterResidual(norm_ns=1.0)], Dear()) == [CenterResidual(norm_ns=1.0, centring_ns=7.0)]
+    for target in TARGETS:
+        assert set(target.costs) <= {option.name for option in fields(CenterResidual)}
 
 
 def test_a_stream_that_ends_as_an_output_stays_raw() -> None:
