@@ -114,7 +114,8 @@ def _unshared(rule: Any, site: Hidden) -> Breach | None:
 
 def _one_bias(rule: EliminateDeadChannels, site: Hidden) -> Breach | None:
     for node, numbers in _folded(site, rule.removed(site)).items():
-        factor = site.factors[node]
+        if (factor := site.factors.get(node)) is None:
+            continue
         stored = [len(weight_behind(use.value).shape) for use in factor.constants]
         plain = stored == [2] and factor.is_laid_out_by("Transpose", "Identity", "Cast")
         if numbers.any() and not (is_operator(node, "MatMul") and plain):

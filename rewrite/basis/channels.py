@@ -300,7 +300,8 @@ def proportional(weight: Weight, axis: int) -> list[tuple[int, float]]:
     divisors = np.where(pivots == 0, 1.0, pivots)
     for rows in _rows(weight, axis):
         # Equal quotients are rounded equally, and summed in one order: exactly proportional channels agree in this.
-        prints += (rows / divisors * generator.normal(size=(len(rows), 1))).sum(axis=0)
+        with np.errstate(all="ignore"):
+            prints += (rows / divisors * generator.normal(size=(len(rows), 1))).sum(axis=0)
     candidates: dict[float, list[int]] = defaultdict(list)
     for channel in np.flatnonzero((pivots != 0) & np.isfinite(prints)):
         candidates[float(prints[channel])].append(int(channel))
