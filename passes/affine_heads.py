@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewrite.basis.heads import HeadRegion
-from rewrite.head_rule import Blocks, HeadMap, HeadPass, Heads, gram, requirements, value_sites
+from rewrite.head_rule import Blocks, HeadMap, HeadPass, Heads, gram, repeated, requirements, value_sites
 from rewrite.ir.program import Program
 from rewrite.proof.transforms import Invertible, Transform
 from rewrite.rule import Requirement
@@ -56,7 +56,9 @@ class AffineHeads(HeadPass):
         maps = {block: _balanced(written[block], read[block], self.condition) for block in written}
 
         def of(blocks: tuple[int, ...]) -> Transform:
-            return Invertible(maps[blocks[0]] if len(blocks) == 1 else np.stack([maps[block] for block in blocks]))
+            if len(set(blocks)) == 1:
+                return repeated(Invertible(maps[blocks[0]]), len(blocks))
+            return Invertible(np.stack([maps[block] for block in blocks]))
 
         return Blocks(of)
 

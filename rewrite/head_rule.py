@@ -118,7 +118,10 @@ class Diagonal(HeadMap):
     factors: NDArray[np.float64]
 
     def of(self, region: HeadRegion, rows: NDArray[np.int64]) -> Transform:
-        return Scaling(np.where(rows == OUTSIDE, 1.0, self.factors[rows]))
+        factors = np.where(rows == OUTSIDE, 1.0, self.factors[rows])
+        heads = factors.reshape(-1, region.size) if len(rows) % region.size == 0 else factors[None]
+        alike = len(heads) > 1 and bool((heads == heads[0]).all())
+        return repeated(Scaling(heads[0]), len(heads)) if alike else Scaling(factors)
 
 
 @dataclass(frozen=True)
