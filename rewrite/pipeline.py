@@ -176,11 +176,12 @@ def _target(name: str) -> Target:
 
 def _priced(passes: Sequence[Pass[Any]], target: Target) -> list[Pass[Any]]:
     """The passes with what the target's kernels cost, in the options that were left as they are by default."""
-    priced: list[Any] = list(passes)
-    for index, each in enumerate(priced):
-        defaults = {option.name: option.default for option in fields(each)} if is_dataclass(each) else {}
+    priced: list[Pass[Any]] = []
+    for each in passes:
+        options: Any = each
+        defaults = {option.name: option.default for option in fields(options)} if is_dataclass(each) else {}
         left = [name for name in target.costs if name in defaults and defaults[name] == getattr(each, name)]
-        priced[index] = replace(each, **{name: target.costs[name] for name in left}) if left else each
+        priced.append(replace(options, **{name: target.costs[name] for name in left}) if left else each)
     return priced
 
 
