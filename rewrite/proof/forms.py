@@ -420,18 +420,29 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
     return collect(shape, terms)
 
 
-def _mapped_piece(term: Term, axis: int, factor: Exact) -> Term | None:
+def _last_alone(term: Term, axis: int) -> Term:
+    """`term` with the innermost element of `axis` alone on it."""
+    axes = list(term.view.axes)
+    axes[axis] = axes[axis][-1:]
+    return replace(term, view=View(tuple(axes), term.view.fixed))
+
+
+def _mapped_piece(term: Term, axis: int, factor: Exact, view: View | None = None) -> Term | None:
     """A square map of some digits of an atom's axis is a map of the whole axis, repeated: I ⊗ T ⊗ I."""
     elements, transform = term.view.axes[axis], factor.transform
+    if len(elements) > 1 and isinstance(transform, Repeated) and transform.right == 1:
+        # Heads joined with their channels, and one map for each head: it is a map of the channels.
+        return _mapped_piece(_last_alone(term, axis), axis, Exact(transform.inner), term.view)
     piece = elements[0] if len(elements) == 1 else None
     if not isinstance(piece, Piece) or term.axis not in (None, piece.axis) or transform.width != transform.size:
         return None
     extent, stride = term.axis_size(piece.axis).constant, piece.stride.constant
-    if extent is None or stride is None or extent % (stride * transform.size):
+    if extent is None or stride is None or piece.size != Dim.of(transform.size) or extent % (stride * transform.size):
         return None
-    whole = Exact(Repeated(transform, extent // (stride * transform.size), stride))
+    left = extent // (stride * transform.size)
+    whole = Exact(transform if left == stride == 1 else Repeated(transform, left, stride))
     chains = tuple(new for chain in term.chains if (new := chain.then(whole)) is not None)
-    return Term(term.atom, term.view, piece.axis, chains) if chains else None
+    return Term(term.atom, view or term.view, piece.axis, chains) if chains else None
 
 
 def diagonal(form: Form, axis: int, factor: Diagonal) -> Form | None:
@@ -484,6 +495,10 @@ def take(form: Form, axis: int, start: Dim, size: Dim, step: int | str = 1) -> F
         if elements:
             inner = elements[0] if len(elements) == 1 else None
             selected = None
+            digits = _taken_digits(term, axis, start, size) if step == 1 else None
+            if digits is not None:
+                terms.append(digits)
+                continue
             if atom_axis is not None and step == 1 and term.whole(axis) == atom_axis:
                 selected = _selected(chains, start.constant, size.constant)
             if selected is not None:
@@ -503,6 +518,49 @@ def take(form: Form, axis: int, start: Dim, size: Dim, step: int | str = 1) -> F
         axes[axis] = elements
         terms.append(Term(term.atom, View(tuple(axes), fixed), atom_axis, chains))
     return collect((*form.shape[:axis], size, *form.shape[axis + 1 :]), terms, form.kind)
+
+
+def _taken_digits(term: Term, axis: int, start: Dim, size: Dim) -> Term | None:
+    """Some digits of a mapped axis, taken by taking columns of the map; None where the axis is whole, or cut or padded.
+
+    Queries, keys and values of one packed projection are three maps, and so are the halves of a rotated head.
+    """
+    elements = term.view.axes[axis]
+    piece = elements[0] if len(elements) == 1 else None
+    if term.axis is None or not isinstance(piece, Piece) or piece.axis != term.axis or term.whole(axis) is not None:
+        return None
+    known = (term.axis_size(term.axis), piece.stride, piece.size, start, size)
+    numbers = [value.constant for value in known if value.constant is not None]
+    if len(numbers) != len(known):
+        return None
+    extent, stride, count, first, taken = numbers
+    axes: list[Axis] = []
+    for place, others in enumerate(term.view.axes):
+        moved: list[Element] = []
+        for element in others:
+            if isinstance(element, Piece) and element.axis == term.axis and place != axis:
+                step, inside = element.stride.constant, (element.stride * element.size).constant
+                if step is None or inside is None:
+                    return None
+                if step % (stride * count) == 0:
+                    moved.append(Piece(element.axis, Dim.of(step // count * taken), element.size))
+                elif inside <= stride:
+                    moved.append(element)
+                else:
+                    return None
+            elif isinstance(element, Piece | Repeat):
+                moved.append(element)
+            else:
+                return None
+        axes.append(tuple(moved))
+    if term.view.fixed or extent % (stride * count):
+        return None
+    left = extent // (stride * count)
+    chains = [chain.select_digits(left, count, stride, first, first + taken) for chain in term.chains]
+    if any(chain is None for chain in chains):
+        return None
+    axes[axis] = tidy([Piece(term.axis, piece.stride, size)])
+    return Term(term.atom, View(tuple(axes), term.view.fixed), term.axis, tuple(c for c in chains if c is not None))
 
 
 def _selected(chains: Sequence[Chain], start: int | None, size: int | None) -> tuple[Chain, ...] | None:

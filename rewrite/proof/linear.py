@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from rewrite.proof.constants import Constant, Region, Sliced, Stored, permuted, same_values, sliced, sources
+from rewrite.proof.constants import Constant, Region, Sliced, Stored, permuted, reshaped, same_values, sliced, sources
+from rewrite.proof.demands import SHIPPED, Columns, Demand, columns_of
 from rewrite.proof.transforms import (
     Copied,
     Isometry,
@@ -149,10 +150,10 @@ class Exact:
 
     def select(self, start: int, stop: int) -> Exact | None:
         """The map of the channels [start, stop) alone; None where it mixes them with others."""
+        if isinstance(self.transform, Reciprocal):
+            return Exact(Scaling(self.transform.scaling.values[start:stop]).inverse)
         values = diagonal_of(self.transform)
-        if values is None or isinstance(self.transform, Reciprocal):
-            return None
-        return Exact(Scaling(values[start:stop]))
+        return None if values is None else Exact(Scaling(values[start:stop]))
 
 
 def diagonal_of(transform: Transform) -> np.ndarray | None:
@@ -247,6 +248,8 @@ class Chain:
         if isinstance(last, Exact) and (number := uniform_of(last.transform)) is not None:
             return self._before(number, factor)
         if isinstance(factor, Exact):
+            if not _is_map(factor):
+                return self
             if factor.undoes(last):
                 return Chain(self.factors[:-1])
             if isinstance(factor.transform, Isometry) and isinstance(last, Centre):
@@ -280,7 +283,27 @@ class Chain:
                 selected.append(Spread(stop - start))
                 return Chain((*self.factors[:index], *reversed(selected)))
             elif isinstance(factor, Exact) and (part := factor.select(start, stop)) is not None:
-                selected.append(part)
+                selected += [part] if _is_map(part) else []
+            else:
+                return None
+        return None
+
+    def select_digits(self, left: int, count: int, right: int, start: int, stop: int) -> Chain | None:
+        """Of channels (left, count, right), row-major, only those whose middle digit is in [start, stop)."""
+        if left == 1:
+            return self.select(start * right, stop * right)
+        selected: list[Factor] = []
+        for index, factor in reversed(list(enumerate(self.factors))):
+            if isinstance(factor, Matrix):
+                selected.append(Matrix(_digits(factor.constant, left, count, right, start, stop)))
+                return Chain((*self.factors[:index], *reversed(selected)))
+            if isinstance(factor, Diagonal):
+                selected.append(Diagonal(_digits(factor.constant, left, count, right, start, stop)))
+            elif isinstance(factor, Exact) and isinstance(scaling := factor.transform, Scaling | Reciprocal):
+                values = scaling.values if isinstance(scaling, Scaling) else scaling.scaling.values
+                part = Scaling(values.reshape(left, count, right)[:, start:stop].reshape(-1))
+                part = Exact(part if isinstance(scaling, Scaling) else part.inverse)
+                selected += [part] if _is_map(part) else []
             else:
                 return None
         return None
@@ -306,6 +329,20 @@ class Chain:
             elif isinstance(factor, Exact):
                 ends.append((factor.transform.size, factor.transform.width))
         return (ends[0][0], ends[-1][1]) if ends else (None, None)
+
+
+def _is_map(factor: Exact) -> bool:
+    """Whether a diagonal is more than the identity."""
+    values = diagonal_of(factor.transform)
+    return values is None or bool((values != 1.0).any())
+
+
+def _digits(constant: Constant, left: int, count: int, right: int, start: int, stop: int) -> Constant:
+    """Columns of a constant by the middle digit of their number."""
+    outer = constant.shape[:-1]
+    cut = reshaped(constant, (*outer, left, count, right))
+    taken = (*(slice(0, n) for n in outer), slice(0, left), slice(start, stop), slice(0, right))
+    return reshaped(sliced(cut, taken), (*outer, left * (stop - start) * right))
 
 
 @dataclass
@@ -441,18 +478,6 @@ def followed(block: Block, factor: Factor) -> Block:
 
 
 # ── Comparison ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-SHIPPED = ("shipped",)
-"""The demand that a constant is exactly what was shipped."""
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What a use asks of entries of a shipped constant: `layout` says which entries, `value` which exact expression."""
-
-    name: str
-    layout: tuple[Any, ...]
-    value: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -702,7 +727,10 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     if layout[:2] == ("permuted", (1, 0)) and not others and all(_transposable(chain) for chain in original):
         # A matrix and its transpose are one tensor: what is asked of the one is said of the other.
         layout, value = layout[2], ("solves", tuple(_transposed_key(chain) for chain in original), (), (), ())
-    demand = Demand(stored.name if stored else "", layout, value)
+    columns = None
+    if len(rewritten) == 1 and not value[4]:
+        columns = _columns(place.constant, original, value[3])
+    demand = Demand(stored.name if stored else "", layout, value, columns)
     return Match(reported, shipped(others) | {demand})
 
 
@@ -757,6 +785,36 @@ def _undone_in_front(transform: Transform, original: Sequence[Chain]) -> list[Ch
         rest = chain.body[1:] if chain.body and isinstance(f := chain.body[0], Exact) and f.undoes(undo) else None
         result.append(_joined(chain.scalar, (undo, *chain.body) if rest is None else rest))
     return result
+
+
+def _columns(constant: Constant, original: Sequence[Chain], front: tuple[Any, ...]) -> Columns | None:
+    """What is asked column by column, behind the factors `front`; None where the columns are not those of constants."""
+    mine, every = columns_of(constant), [_trailing(chain) for chain in original]
+    # Summands in an order of their own: that in which they were met depends on which columns they hold.
+    found = sorted((each for each in every if each is not None), key=lambda each: repr(each[0]))
+    if mine is None or len(found) != len(every) or not found:
+        return None
+    trailing = [columns for _, each in found for columns in each]
+    if any(len(columns) != len(mine[1]) for columns in trailing):
+        return None
+    return Columns(mine[0], mine[1], (front, *(key for key, _ in found)), np.stack(trailing))
+
+
+def _trailing(chain: Chain) -> tuple[tuple[Any, ...], list[np.ndarray]] | None:
+    """A product with its last matrix, and what scales that, read as columns of whole constants: which, and its key."""
+    key: list[Any] = []
+    columns: list[np.ndarray] = []
+    behind = True
+    for factor in reversed(chain.factors):
+        if not behind or isinstance(factor, Scalar):
+            key.append(factor.key)
+        elif isinstance(factor, Matrix | Diagonal) and (found := columns_of(factor.constant)) is not None:
+            behind = isinstance(factor, Diagonal)
+            key.append((type(factor).__name__, found[0]))
+            columns.append(found[1])
+        else:
+            return None
+    return None if behind else (tuple(key), columns)
 
 
 def _transposable(chain: Chain) -> bool:

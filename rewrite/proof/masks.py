@@ -26,13 +26,13 @@ def guarded(walk: Walk, condition: Form, x: Form) -> Form:
     plain = forms.narrowed(condition)
     if shape == x.shape and (plain.rank == 0 or plain.shape[-1] == ONE):
         # Zero is zero in every basis, and a row is zero or not as a whole.
+        peeled = symmetry.peel(walk, x, -1)
+        if peeled is not None and peeled[1].width == peeled[1].size:
+            return walk.mapped(guarded(walk, condition, peeled[0]), -1, Exact(peeled[1]))
         cut = symmetry.heads(walk, x)
         mapped = symmetry.map_heads(walk, guarded(walk, condition, cut[0]), *cut[1:]) if cut is not None else None
         if mapped is not None:
             return mapped
-        peeled = symmetry.peel(walk, x, -1)
-        if peeled is not None and peeled[1].width == peeled[1].size:
-            return walk.mapped(guarded(walk, condition, peeled[0]), -1, Exact(peeled[1]))
     if shape == x.shape:
         own = in_own_layout(x, plain)
         if own is not None:

@@ -441,6 +441,11 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
     if paired is not None:
         return contraction(walk, *paired)
     b = walk.aligned(b)
+    behind = symmetry.peel(walk, b, -1)
+    if behind is not None:
+        inner = contraction(walk, a, behind[0])
+        return None if inner is None else walk.mapped(inner, -1, Exact(behind[1]))
+
     headed = symmetry.heads(walk, b)
     if headed is not None:
         states, axis, transform = headed
@@ -449,11 +454,6 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
             result = symmetry.map_heads(walk, inner, axis, transform)
             if result is not None:
                 return result
-    behind = symmetry.peel(walk, b, -1)
-    if behind is not None:
-        inner = contraction(walk, a, behind[0])
-        return None if inner is None else walk.mapped(inner, -1, Exact(behind[1]))
-
     def contracted() -> Form:
         left, right, out = _without_scalars(a, b)
         atom = walk.atom(("contraction", walk.intern(left), walk.intern(right)), shape)

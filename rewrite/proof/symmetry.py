@@ -335,28 +335,23 @@ def map_heads(walk: Walk, form: Form, axis: int, transform: Transform) -> Form |
     return None if parted is None else forms.transpose(parted, tuple(order.index(i) for i in range(form.rank)))
 
 
-HEADED = frozenset(("contraction", "guard", "product"))
+def behind_heads(walk: Walk, form: Form) -> tuple[Form, Transform] | None:
+    """F and T with `form` = F·T on the last axis, which joins heads and channels, where every head ends in one map.
 
-
-def headed(form: Form, axis: int) -> tuple[int, int] | None:
-    """The axis of heads and their number where `form` is results of attention or rotation, one head beside the other.
-
-    A map of the channels of all heads is then written as one of heads and channels joined, which is how the output
-    projection reads them.
+    For a value that is closed off: the map comes out of it.
     """
-    if form.rank < 4 or axis % form.rank != form.rank - 1 or not form.terms:
+    if not ends_exactly(form) or not form.terms or not (last := form.terms[0].view.axes[-1]):
         return None
-    places: set[int] = set()
-    for term in form.terms:
-        if term.axis is not None or term.atom.key[0] not in HEADED or len(term.atom.shape) < 4:
-            return None
-        beside = [a for a in range(form.rank) if term.whole(a) == len(term.atom.shape) - 3]
-        if len(beside) != 1 or term.whole(form.rank - 1) != len(term.atom.shape) - 1:
-            return None
-        places.add(beside[0])
-    place = places.pop()
-    count = form.shape[place].constant
-    return (place, count) if not places and count is not None and count > 1 else None
+    piece, size = last[-1], form.shape[-1].constant
+    inner = piece.size.constant if isinstance(piece, Piece) else None
+    if len(last) < 2 or inner is None or size is None or size % inner:
+        return None
+    split = forms.reshape(form, (*form.shape[:-1], Dim.of(size // inner), Dim.of(inner)))
+    peeled = None if split is None else peel(walk, split, -1)
+    if peeled is None or peeled[1].width != peeled[1].size:
+        return None
+    joined = forms.reshape(peeled[0], form.shape)
+    return None if joined is None else (joined, tiled(peeled[1], size // inner))
 
 
 def unclosed(walk: Walk, form: Form) -> Form:
@@ -404,7 +399,7 @@ def tiled(transform: Transform, count: int) -> Transform:
         return Scaling(np.tile(transform.values, count))
     if isinstance(transform, Reciprocal):
         return tiled(transform.scaling, count).inverse
-    return Repeated(transform, count)
+    return Repeated(transform, count) if count > 1 else transform
 
 
 def repeat_blocks(transform: Transform, size: int, groups: int) -> Transform | None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewrite.proof.constants import Constant, sources
+from rewrite.proof.demands import SHIPPED, Demand, conflict
 from rewrite.proof.dimensions import Shape
 from rewrite.proof.forms import IDENTITY, Atom, Form, Term
-from rewrite.proof.linear import SHIPPED, Comparer, Demand, Match, Mismatch, Outcome, shipped
+from rewrite.proof.linear import Comparer, Match, Mismatch, Outcome, shipped
 from rewrite.proof.transforms import Transform
 
 
@@ -154,33 +155,7 @@ class Table:
 
     def conflict(self) -> tuple[str, str] | None:
         """A shipped constant of which two uses demand different values: its name, and the second use's node."""
-        asked: dict[str, list[tuple[Demand, str]]] = {}
-        for demand, node in self.demands.items():
-            for other, _ in asked.setdefault(demand.name, []):
-                if demand.value == other.value and (demand.layout == other.layout or demand.value == SHIPPED):
-                    continue
-                if _disjoint(demand.layout, other.layout) and SHIPPED not in (demand.value, other.value):
-                    continue
-                return demand.name, node
-            asked[demand.name].append((demand, node))
-        return None
-
-
-def _disjoint(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """Whether two layouts of one tensor hold different entries: slices of the tensor itself that do not meet."""
-    mine, theirs = _slice_of(a), _slice_of(b)
-    return (
-        mine is not None
-        and theirs is not None
-        and any(x1 <= y0 or y1 <= x0 for (x0, x1), (y0, y1) in zip(mine, theirs))
-    )
-
-
-def _slice_of(layout: tuple[Any, ...]) -> tuple[tuple[int, int], ...] | None:
-    """The slice of the stored tensor that a layout's entries come from; what is around it loses none of them."""
-    while layout and layout[0] in ("permuted", "reshaped"):
-        layout = layout[2]
-    return layout[1] if layout and layout[0] == "sliced" and layout[2][0] == "stored" else None
+        return conflict(self.demands.items())
 
 
 def _pairs(rewritten: Form, original: Form) -> list[tuple[Term | None, Term | None]]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from rewrite.proof import forms, inference, layouts, rotary, symmetry
+from rewrite.proof import forms, inference, layouts, rotary, rows, symmetry
 from rewrite.proof.constants import Array, Constant, Stored, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
@@ -135,6 +135,13 @@ class Walk:
         if domain == "" and node.op_type == "Constant":
             return [self._constant_node(node)]
         operands = [None if value is None else self.values[value.name or ""] for value in node.inputs]
+        apart = rows.taken_apart(self, node, operands)
+        if apart is not None:
+            return [apart.joined(result) for result in self._applied(node, apart.operands)]
+        return self._applied(node, operands)
+
+    def _applied(self, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value]:
+        domain = "" if node.domain in ("", "ai.onnx") else node.domain
         known = [operand for operand in operands if operand is not None]
         if domain == "" and any(isinstance(o, Integers) for o in known):
             arithmetic = layouts.integer_arithmetic(self, node, operands)
@@ -270,11 +277,6 @@ class Walk:
 
     def mapped(self, form: Form, axis: int, factor: Factor) -> Form:
         """`form` followed by `factor`; where its own maps are in the way, they are closed off into an atom first."""
-        beside = symmetry.headed(form, axis) if isinstance(factor, Exact) else None
-        if beside is not None and isinstance(factor, Exact) and factor.transform.width == factor.transform.size:
-            joined = symmetry.map_heads(self, form, beside[0], symmetry.tiled(factor.transform, beside[1]))
-            if joined is not None:
-                return joined
         result = forms.mapped(form, axis, factor)
         if result is not None:
             return result
@@ -283,9 +285,13 @@ class Walk:
         axis %= form.rank
         outer = [i for i in range(form.rank) if i != axis]
         ordered = forms.transpose(form, (*outer, axis))
+        behind = symmetry.behind_heads(self, ordered)
+        ordered = behind[0] if behind is not None else ordered
         fine = forms.reshape(ordered, (*_finest(ordered), ordered.shape[-1])) or ordered
         atom = self.atom(("value", self.intern(fine)), fine.shape)
-        result = forms.mapped(form_of(atom), -1, factor)
+        result: Form | None = form_of(atom)
+        for each in (Exact(behind[1]), factor) if behind is not None else (factor,):
+            result = None if result is None else forms.mapped(result, -1, each)
         if result is None:
             raise ValueError(f"axis {axis} of {tuple(map(str, form.shape))} is not static")
         back = forms.reshape(result, (*ordered.shape[:-1], result.shape[-1]))
