@@ -7,7 +7,8 @@
 
 s and z are the scale and zero point of every channel, s̃ the mean of s, z̃ the mean of z rounded. z̃ and z are integers,
 so round(y′⊘s̃) + z̃ = round(y⊘s) + z: the integer codes are the same, except at exact ties where r₂ is odd. A norm
-without β is quantized symmetrically, where r₂ = 0.
+without β is quantized symmetrically, where r₂ = 0. It stands where smooth would: of the two the later one decides the
+ranges.
 
 Shapes    x, y (..., d)   γ, β, s, z, r₁, r₂ (d,)   s̃, z̃ ()   W (d, n)   b (n,)
 Relation  equal over the reals; y, and y under other layouts, is the original's plus s⊙r₂, times diag(1/r₁)
