@@ -49,7 +49,8 @@ def convert_checkpoint(
     from rewrite.capture import capture, check_finite
     from rewrite.capture.canonicalize import canonicalize
     from rewrite.capture.checkpoint_export import checkpoint_folder, plan, write_checkpoint
-    from rewrite.check import diff_models, label
+    from rewrite.check import diff_models, label, localize
+    from rewrite.check.outliers import measure_outliers
     from rewrite.pipeline import _certificate, _claims, _inputs
     from rewrite.report import Report, SiteRow, Sizes
     from rewrite.rule import apply_pass
@@ -99,10 +100,14 @@ def convert_checkpoint(
         )
         if check:
             with stages("check"):
-                found = diff_models(
-                    program.original, written, sets, relations=_claims(work), transforms=work.transforms, layers=True
-                )
+                found = diff_models(program.original, written, sets)
                 report = report.with_difference(found, [label(one) for one in sets])
+                measured = measure_outliers(work.model, sets, work.relations, work.transforms)
+                report = report.with_outliers(measured)
+                if sets:
+                    # In `work` a value has its old name only with its old meaning; in a capture of the files always.
+                    known = {"relations": _claims(work), "transforms": work.transforms}
+                    report = report.with_layers(localize(program.original, work.model, sets[0], **known))
         report = stages.write(report, partial)
     return report
 

@@ -285,6 +285,7 @@ def _inputs(model: ir.Model, given: str | Path | Sequence[Inputs] | None) -> lis
 def _checked(report: Report, work: Program, path: Path, sets: list[dict[str, np.ndarray]]) -> Report:
     """The report with the numbers: exact constants against the capture in float64, and the artifact as it runs."""
     from rewrite.check import diff_models, label
+    from rewrite.check.outliers import measure_outliers
     from rewrite.targets import session_options
 
     # Flushing denormals would also flush those of this process, and with them what is compared.
@@ -299,6 +300,7 @@ def _checked(report: Report, work: Program, path: Path, sets: list[dict[str, np.
         artifact=path,
         options=options,
     )
+    report = report.with_outliers(measure_outliers(work.model, sets, work.relations, work.transforms))
     return report.with_difference(difference, [label(one) for one in sets])
 
 

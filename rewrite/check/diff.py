@@ -21,7 +21,17 @@ from rewrite.check.noise import Noise, TwoPrecisions, norm, two_precisions, typi
 from rewrite.check.plot import Point, error_plot
 from rewrite.check.reference import evaluate, storage_dtype
 from rewrite.check.runtime import Session, is_runnable, unoptimized
-from rewrite.ir.weights import MaterializedTensor
+from rewrite.ir.weights import (
+    Concat,
+    ConvertedTensor,
+    MaterializedTensor,
+    Reshape,
+    Slice,
+    Source,
+    Stack,
+    Transpose,
+    Weight,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -137,7 +147,7 @@ def diff_models(
     or by position where no name is shared. `relations` and `transforms` are those of `localize`.
     """
     pairs = _paired_outputs(a, b)
-    unrounded = any(isinstance(v.const_value, MaterializedTensor) for v in b.graph.initializers.values())
+    unrounded = any(_is_computed(v.const_value) for v in b.graph.initializers.values())
     references = [evaluate(a, one) for one in inputs]
     run = run and is_runnable(a) and is_runnable(b)
     dtype = storage_dtype(a)
@@ -166,6 +176,22 @@ def diff_models(
             rows.append(OutputRow(name, index, judged, ran, precisions))
     located = localize(a, b, inputs[0], relations=relations, transforms=transforms) if layers and inputs else None
     return Difference(tuple(rows), located)
+
+
+def _is_computed(tensor: ir.TensorProtocol | None) -> bool:
+    """Whether a tensor stands for numbers that were not rounded yet: its expression does more than lay out others."""
+    if not isinstance(tensor, MaterializedTensor) or isinstance(tensor, ConvertedTensor):
+        return False
+    parts: list[Weight] = [tensor.weight]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Concat | Stack):
+            parts += part.parts
+        elif isinstance(part, Transpose | Reshape | Slice):
+            parts.append(part.inner)
+        elif not isinstance(part, Source) or _is_computed(part.tensor):
+            return True
+    return False
 
 
 def _paired_outputs(a: ir.Model, b: ir.Model) -> list[tuple[str, str | None]]:

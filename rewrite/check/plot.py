@@ -1,4 +1,4 @@
-"""The per-layer error plot, as SVG text: error and noise of every value on a logarithmic scale."""
+"""Plots of a value after the other, as SVG text on a logarithmic scale: error and noise, or a measure's change."""
 
 from __future__ import annotations
 
@@ -19,6 +19,58 @@ class Point:
     error: float
     noise: float
     departs: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value: a positive measure of it before and after a change of basis."""
+
+    name: str
+    before: float
+    after: float
+
+
+def change_plot(changes: Sequence[Change], measure: str, width: int = 900, height: int = 220) -> str:
+    """A standalone SVG of a measure of every value in order, before (dashed) and after; colours as in `error_plot`."""
+    shown = [c for c in changes if all(v > 0 and math.isfinite(v) for v in (c.before, c.after))]
+    if not shown:
+        return ""
+    drawn = [v for c in shown for v in (c.before, c.after)]
+    ticks = _ticks(min(drawn), max(drawn))
+    low, high = math.log10(ticks[0]), math.log10(ticks[-1])
+    inner_width, inner_height = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
+
+    def x(index: int) -> float:
+        return _LEFT + inner_width * ((index + 0.5) / len(shown))
+
+    def level(exponent: float) -> float:
+        return _TOP + inner_height * (high - exponent) / (high - low)
+
+    before = [(x(i), level(math.log10(c.before))) for i, c in enumerate(shown)]
+    after = [(x(i), level(math.log10(c.after))) for i, c in enumerate(shown)]
+    radius = 2.2 if len(shown) <= 200 else 1.2
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{html.escape(measure, quote=True)} of every value, before and after the change of basis" '
+        'font-family="system-ui, sans-serif" font-size="11">',
+        *(_rule(level(math.log10(tick)), f"{tick:g}", width) for tick in ticks),
+        _line(before, "var(--plot-noise, #8a94a6)", dashed=True),
+        _line(after, "var(--plot-error, #2563eb)"),
+    ]
+    for points, colour in ((before, "var(--plot-noise, #8a94a6)"), (after, "var(--plot-error, #2563eb)")):
+        for (across, down), change in zip(points, shown):
+            label = html.escape(f"{change.name}: {measure} {change.before:.4g} before, {change.after:.4g} after")
+            circle = f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius}" fill="{colour}">'
+            parts.append(f"{circle}<title>{label}</title></circle>")
+    parts += [*_ends(width, height), "</svg>"]
+    return "\n".join(parts)
+
+
+def _ends(width: int, height: int) -> list[str]:
+    return [
+        f'<text x="{_LEFT}" y="{height - 9}" fill="{_TEXT}">first value</text>',
+        f'<text x="{width - _RIGHT}" y="{height - 9}" text-anchor="end" fill="{_TEXT}">last value</text>',
+    ]
 
 
 def error_plot(points: Sequence[Point], width: int = 900, height: int = 280) -> str:
@@ -59,25 +111,37 @@ def error_plot(points: Sequence[Point], width: int = 900, height: int = 280) -> 
             f'<circle cx="{x(i):.1f}" cy="{y(point.error):.1f}" r="{radius}" fill="{colour}">'
             f"<title>{label}</title></circle>"
         )
-    parts += [
-        f'<text x="{_LEFT}" y="{height - 9}" fill="{_TEXT}">first value</text>',
-        f'<text x="{width - _RIGHT}" y="{height - 9}" text-anchor="end" fill="{_TEXT}">last value</text>',
-        "</svg>",
-    ]
+    parts += [*_ends(width, height), "</svg>"]
     return "\n".join(parts)
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """Numbers from the 1, 2, 5 series (powers of ten where the range is long) that enclose a range.
+
+    >>> _ticks(2.5, 7.0)
+    [2.0, 5.0, 10.0]
+    """
+    long = most / least > 1e3
+    exponents = range(math.floor(math.log10(least)), math.floor(math.log10(most)) + 2)
+    series = [float(f"{digit}e{exponent}") for exponent in exponents for digit in ((1,) if long else (1, 2, 5))]
+    below, above = max(t for t in series if t <= least), min(t for t in series if t > most)
+    return [tick for tick in series if below <= tick <= above]
+
+
+def _rule(at: float, label: str, width: int) -> str:
+    return (
+        f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" '
+        'stroke="var(--plot-grid, #e4e7ec)" stroke-width="1"/>'
+        f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end" fill="{_TEXT}">{label}</text>'
+    )
 
 
 def _grid(low: int, high: int, width: int, level: Callable[[float], float]) -> list[str]:
     step = max(1, math.ceil((high - low) / 8))
     lines = []
     for exponent in range(low, high + 1, step):
-        at = level(exponent)
-        lines.append(
-            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" '
-            'stroke="var(--plot-grid, #e4e7ec)" stroke-width="1"/>'
-            f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end" fill="{_TEXT}">'
-            f'10<tspan dy="-4" font-size="8">{str(exponent).replace("-", "−")}</tspan></text>'
-        )
+        power = f'10<tspan dy="-4" font-size="8">{str(exponent).replace("-", "−")}</tspan>'
+        lines.append(_rule(level(exponent), power, width))
     return lines
 
 

@@ -9,7 +9,8 @@ import html
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
-from rewrite.check.plot import Point, error_plot
+from rewrite.check.outliers import OutlierRow
+from rewrite.check.plot import Change, Point, change_plot, error_plot
 from rewrite.report import words
 from rewrite.report.report import LayerRow, OutputRow, Report
 
@@ -20,7 +21,7 @@ def to_html(report: Report) -> str:
     """The whole page."""
     style = resources.files("rewrite.report").joinpath("style.css").read_text(encoding="utf-8")
     tone = words.tone(report.verdict, report.numerical)
-    sections = (_warnings, _sites, _refusals, _outputs, _layers, _timings, _proof, _environment)
+    sections = (_warnings, _sites, _refusals, _outputs, _layers, _outliers, _timings, _proof, _environment)
     body = "\n".join(part for section in sections if (part := section(report)))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -204,6 +205,63 @@ def _departure(row: LayerRow) -> str:
         f'<p class="note bad">The first value that departs is {_code(row.value)}: error {words.small(row.error)}, '
         f"noise {words.small(row.noise)}, at {_text(row.operator)} {_code(row.node)}{made}.</p>"
     )
+
+
+def _outliers(report: Report) -> str:
+    if not report.outliers:
+        return ""
+    values = [row for row in report.outliers if row.kind == "activation"]
+    parts = []
+    for measure, changes in (
+        ("max / median", [Change(row.name, row.peak_before, row.peak_after) for row in values]),
+        ("kurtosis", [Change(row.name, row.kurtosis_before, row.kurtosis_after) for row in values]),
+    ):
+        if plot := change_plot(changes, measure):
+            parts.append(f'<div class="card plot">{_before_and_after(f"{measure} of activations")}{plot}</div>')
+    columns = [
+        "largest outliers before",
+        "transform",
+        "max / median#",
+        "kurtosis#",
+        "ln QSUR / d#",
+        "gain#",
+        "at best#",
+    ]
+    for kind in ("activation", "weight"):
+        rows = sorted((row for row in report.outliers if row.kind == kind), key=lambda row: -_size(row.peak_before))
+        if rows:
+            head = [f"{words.plural(len(rows), kind)}, {columns[0]}", *columns[1:]]
+            parts.append(_table(head, [_outlier_cells(row) for row in rows[:_WORST_SHOWN]]))
+    note = (
+        "What the changes of basis did to outliers, before → after. Kurtosis is 3 for a normal distribution. QSUR is "
+        "the share of a quantization grid that a normal distribution of the same covariance uses; its gain, and the "
+        "gain of the best rotation, are known even where there are fewer rows than channels."
+    )
+    return _section("Outliers", note, "\n".join(parts))
+
+
+def _size(value: float) -> float:
+    return value if value == value else -1.0
+
+
+def _before_and_after(title: str) -> str:
+    return (
+        f'<div class="legend"><b>{_text(title)}</b><span><i style="border-color:var(--plot-noise);'
+        'border-top-style:dashed"></i>before</span><span><i style="border-color:var(--plot-error)"></i>after</span>'
+        "</div>"
+    )
+
+
+def _outlier_cells(row: OutlierRow) -> list[str]:
+    return [
+        _code(row.name),
+        _text(row.transform),
+        f"{words.ratio(row.peak_before)} → {words.ratio(row.peak_after)}",
+        f"{words.ratio(row.kurtosis_before)} → {words.ratio(row.kurtosis_after)}",
+        f"{words.nats(row.qsur_before)} → {words.nats(row.qsur_after)}" if row.qsur_before == row.qsur_before else "–",
+        words.nats(row.qsur_gain, signed=True),
+        words.nats(row.qsur_possible, signed=True),
+    ]
 
 
 def _timings(report: Report) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rewrite.check.diff import Difference
 from rewrite.check.localize import Localization
+from rewrite.check.outliers import OutlierRow
 from rewrite.errors import RequestError
 
 FORMAT = 1
@@ -98,7 +99,7 @@ class Report:
 
     `verdict` is the proof's, such as "EQUAL(0.5 ulp)"; `numerical` the check's, empty where it did not run; `proof`
     further facts of the certificate by name; `timings_s` seconds per stage in order; `environment` versions and the
-    machine; `skipped` how many values could not be compared, by reason.
+    machine; `skipped` how many values could not be compared, by reason; `outliers` what a change of basis did to them.
     """
 
     source: str
@@ -110,6 +111,7 @@ class Report:
     outputs: tuple[OutputRow, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
+    outliers: tuple[OutlierRow, ...] = ()
     timings_s: dict[str, float] = field(default_factory=dict)
     sizes: Sizes = Sizes()
     warnings: tuple[str, ...] = ()
@@ -157,6 +159,10 @@ class Report:
         )
         return replace(self, layers=rows, skipped=dict(found.skipped))
 
+    def with_outliers(self, found: Iterable[OutlierRow]) -> Report:
+        """This report with the outliers of what is in another basis."""
+        return replace(self, outliers=tuple(found))
+
     def to_json(self, indent: int | None = 2) -> str:
         """All of it as JSON; a number that is not finite is the string "nan", "inf" or "-inf"."""
         return json.dumps(_plain({"format": FORMAT, **asdict(self)}), indent=indent, allow_nan=False)
@@ -174,6 +180,7 @@ class Report:
                     "sites": tuple(SiteRow(**{**row, "notes": tuple(row["notes"])}) for row in data["sites"]),
                     "outputs": tuple(OutputRow(**_numbers(row, OutputRow)) for row in data["outputs"]),
                     "layers": tuple(LayerRow(**_numbers(row, LayerRow)) for row in data["layers"]),
+                    "outliers": tuple(OutlierRow(**_numbers(row, OutlierRow)) for row in data.get("outliers", ())),
                     "sizes": Sizes(**data["sizes"]),
                     "warnings": tuple(data["warnings"]),
                 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from statistics import median
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -49,6 +50,7 @@ def render(report: Report) -> RenderableType:
         _refusals(report),
         _outputs(report),
         _departure(report),
+        _outliers(report),
         _warnings(report),
         _costs(report),
     ]
@@ -123,6 +125,16 @@ def _departure(report: Report) -> RenderableType | None:
         f"{words.small(first.noise)}, at {first.operator} {first.node}{made}{tail}.",
         style="red",
     )
+
+
+def _outliers(report: Report) -> RenderableType | None:
+    parts = []
+    for kind in ("activation", "weight"):
+        rows = [row for row in report.outliers if row.kind == kind]
+        if rows:
+            before, after = (median(getattr(row, f"peak_{when}") for row in rows) for when in ("before", "after"))
+            parts.append(f"{words.plural(len(rows), kind)}: {words.ratio(before)} → {words.ratio(after)}")
+    return Text(f"\nOutliers, max / median in the middle of {'; of '.join(parts)}.") if parts else None
 
 
 def _warnings(report: Report) -> RenderableType | None:

@@ -59,6 +59,17 @@ def ratio(value: float | None) -> str:
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
 
 
+def nats(value: float, signed: bool = False) -> str:
+    """A difference of logarithms.
+
+    >>> nats(-0.123), nats(0.5, signed=True), nats(float("nan"))
+    ('−0.12', '+0.50', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    return (f"{value:+.2f}" if signed else f"{value:.2f}").replace("-", "−")
+
+
 def percent(value: float | None) -> str:
     """A share in percent, a full one without digits behind the point.
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from sample_reports import bad_report, good_report
 
 from rewrite.check.diff import diff_models
-from rewrite.check.plot import Point, error_plot
+from rewrite.check.outliers import OutlierRow
+from rewrite.check.plot import Change, Point, change_plot, error_plot
 from rewrite.errors import RequestError
 from rewrite.report import Report, SiteRow, to_html, to_text, words
 from rewrite.report.report import LayerRow
@@ -194,3 +195,39 @@ def test_a_numerical_check_fills_the_rows():
 )
 def test_only_what_is_proved_and_not_contradicted_is_good(verdict, numerical, tone):
     assert words.tone(verdict, numerical) == tone
+
+
+def outliers() -> tuple[OutlierRow, ...]:
+    few = math.nan
+    first = OutlierRow("h.<0>", "activation", "hadamard-0", 192, 40, 30.0, 3.1, 90.0, 6.0, few, few, 0.9, 1.0)
+    other = OutlierRow("w", "weight", "hadamard-0", 192, 400, 4.0, 3.0, 9.0, 6.0, -2.0, -1.5, 0.5, 0.6)
+    return first, other
+
+
+def test_outliers_survive_json_and_stand_on_the_page_and_the_terminal():
+    report = good_report().with_outliers(outliers())
+    assert repr(Report.from_json(report.to_json()).outliers) == repr(report.outliers)
+    page = to_html(report)
+    assert "h.&lt;0&gt;" in page
+    assert "90.00 → 6.00" in page
+    assert "−2.00 → −1.50" in page
+    assert page.count("<svg") == to_html(good_report()).count("<svg") + 2
+    assert "1 activation: 90.00 → 6.00; of 1 weight: 9.00 → 6.00" in to_text(report, 200)
+    assert "Outliers" not in to_html(good_report())
+    assert "Outliers" not in to_text(good_report())
+
+
+def test_a_report_from_before_outliers_were_measured_is_read():
+    data = json.loads(good_report().to_json())
+    del data["outliers"]
+    assert Report.from_json(json.dumps(data)) == good_report()
+
+
+def test_the_plot_of_a_change_is_well_formed_and_leaves_out_what_has_no_logarithm():
+    plot = change_plot([Change("a", 3.0, 4.0), Change("<b>", math.nan, 1.0), Change("c", 0.0, 2.0)], "peak")
+    root = ElementTree.fromstring(plot)
+    assert len([e for e in root.iter() if e.tag.endswith("circle")]) == 2
+    assert change_plot([Change("a", math.nan, 1.0)], "peak") == ""
+    assert change_plot([], "peak") == ""
+    assert change_plot([Change("a", 5.0, 5.0)], "peak").startswith("<svg")
+    assert change_plot([Change("a", 1e-3, 1e6)], "peak").count("<line") < 12
