@@ -20,6 +20,7 @@ from rewrite.passes.fold_scale import FoldScale
 from rewrite.passes.merge_duplicate_channels import MergeDuplicateChannels
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
 from rewrite.passes.rotate_heads import RotateHeads
+from rewrite.passes.rotate_online import RotateOnline
 from rewrite.passes.rotate_residual import RotateResidual
 from rewrite.passes.scale_heads import ScaleHeads
 from rewrite.passes.scale_query_key import ScaleQueryKey
@@ -31,6 +32,7 @@ PASSES = (
     *(CenterResidual, FoldNorm, CompressResidual, RotateResidual, StabilizeNorm),
     *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
     *(Smooth, Equalize, ReparameterizeNormScale),
+    RotateOnline,
 )
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "MergeDuplicateChannels",
     "ReparameterizeNormScale",
     "RotateHeads",
+    "RotateOnline",
     "RotateResidual",
     "ScaleHeads",
     "ScaleQueryKey",
