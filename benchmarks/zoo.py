@@ -193,8 +193,21 @@ class Trial:
         return self.step((*(each for each in before(name) if each in self.passes), name))
 
     def together(self) -> Results:
-        """Every pass in order, each kept only if the result is proved: what they make of each other's networks."""
+        """Every pass in order: what they make of each other's networks.
+
+        Where the proof does not follow the whole, passes that it does not follow alone are left out, and where that is
+        not enough, each pass is kept only if it is proved after those before it.
+        """
+        from rewrite.rule import apply_pass
+
         names = tuple(self.passes)
+        alone = tuple(name for name in names if self.run(name)["status"] not in ("not proved", "wrong, not proved"))
+        for chosen in dict.fromkeys((names, alone)):
+            work = self.canonical.clone()
+            kept = sum(any(map(_applied, apply_pass(work, self.passes[name]()))) for name in chosen)
+            verdict, error = self.judged(work)
+            if verdict.holds or not error <= EXACT:
+                return {"status": status(str(verdict), error), "verdict": str(verdict), "error": error, "kept": kept}
         verdict, error = self.judged(self.after(names))
         kept = sum(self._steps[names[: count + 1]]["kept"] for count in range(len(names)))
         return {"status": status(str(verdict), error), "verdict": str(verdict), "error": error, "kept": kept}
