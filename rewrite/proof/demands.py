@@ -81,15 +81,15 @@ def columns_of(constant: Constant) -> tuple[tuple[Any, ...], np.ndarray] | None:
     while isinstance(base, Reshaped | Sliced):
         steps.append(base)
         base = base.inner
-    if isinstance(base, Permuted) and base.permutation == (1, 0) and isinstance(cut := base.inner, Sliced):
-        rows, columns = cut.region
-        if steps or len(cut.inner.shape) != 2 or (columns.start, columns.stop) != (0, cut.inner.shape[1]):
-            return None
-        return ("permuted", (1, 0), cut.inner.key), np.arange(rows.start, rows.stop)
     if len(base.shape) not in (1, 2):
         return None
-    height = base.shape[0] if len(base.shape) == 2 else 1
+    key, height = base.key, base.shape[0] if len(base.shape) == 2 else 1
     index = np.arange(base.shape[-1]).reshape(1, -1)
+    if isinstance(base, Permuted) and isinstance(cut := base.inner, Sliced):
+        rows, columns = cut.region
+        if base.permutation != (1, 0) or (columns.start, columns.stop) != (0, cut.inner.shape[1]):
+            return None
+        key, index = ("permuted", (1, 0), cut.inner.key), index + rows.start
     for step in reversed(steps):
         shape = step.shape if isinstance(step, Reshaped) else step.inner.shape
         if height == 1:
@@ -103,7 +103,7 @@ def columns_of(constant: Constant) -> tuple[tuple[Any, ...], np.ndarray] | None:
             index = index[(slice(0, 1), *step.region[1:])]
         else:
             index = index.reshape(1, *shape[1:])
-    return base.key, index.reshape(-1)
+    return key, index.reshape(-1)
 
 
 def _disjoint(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

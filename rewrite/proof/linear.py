@@ -789,19 +789,22 @@ def _undone_in_front(transform: Transform, original: Sequence[Chain]) -> list[Ch
 
 def _columns(constant: Constant, original: Sequence[Chain], front: tuple[Any, ...]) -> Columns | None:
     """What is asked column by column, behind the factors `front`; None where the columns are not those of constants."""
-    mine, every = columns_of(constant), [_trailing(chain) for chain in original]
-    # Summands in an order of their own: that in which they were met depends on which columns they hold.
-    found = sorted((each for each in every if each is not None), key=lambda each: repr(each[0]))
-    if mine is None or len(found) != len(every) or not found:
+    mine = columns_of(constant)
+    if mine is None:
         return None
+    # Summands in an order of their own: that in which they were met depends on which columns they hold.
+    found = sorted((_trailing(chain) for chain in original), key=lambda each: repr(each[0]))
     trailing = [columns for _, each in found for columns in each]
-    if any(len(columns) != len(mine[1]) for columns in trailing):
+    if not trailing or any(len(columns) != len(mine[1]) for columns in trailing):
         return None
     return Columns(mine[0], mine[1], (front, *(key for key, _ in found)), np.stack(trailing))
 
 
-def _trailing(chain: Chain) -> tuple[tuple[Any, ...], list[np.ndarray]] | None:
-    """A product with its last matrix, and what scales that, read as columns of whole constants: which, and its key."""
+def _trailing(chain: Chain) -> tuple[tuple[Any, ...], list[np.ndarray]]:
+    """A product with its last matrix, and what scales that, read as columns of whole constants: its key, and which.
+
+    Where the columns are mixed the product is all there is to say: its columns are its own.
+    """
     key: list[Any] = []
     columns: list[np.ndarray] = []
     behind = True
@@ -813,8 +816,8 @@ def _trailing(chain: Chain) -> tuple[tuple[Any, ...], list[np.ndarray]] | None:
             key.append((type(factor).__name__, found[0]))
             columns.append(found[1])
         else:
-            return None
-    return None if behind else (tuple(key), columns)
+            return ("own", chain.key), [np.arange(chain.sizes()[1] or 0)]
+    return tuple(key), columns
 
 
 def _transposable(chain: Chain) -> bool:
