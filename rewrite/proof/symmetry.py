@@ -23,7 +23,8 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.proof import forms
-from rewrite.proof.dimensions import ONE, Dim
+from rewrite.proof.dimensions import ONE, Dim, Shape
+from rewrite.proof.dimensions import product as product_of
 from rewrite.proof.forms import Form, Padded, Piece, Repeat, Term, View
 from rewrite.proof.linear import Chain, Exact, diagonal_of
 from rewrite.proof.transforms import Invertible, Reciprocal, Repeated, Scaling, Selection, Transform
@@ -358,24 +359,45 @@ def unclosed(walk: Walk, form: Form) -> Form:
     """`form` with values that were closed off for a map, and have none any more, as what they are."""
     terms: list[Term] = []
     for term in form.terms:
-        inner = _opened(walk, term, form) if term.atom.key[0] == "value" and term.axis is None else None
-        terms += inner.terms if inner is not None else [term]
+        inner = _unpadded(walk, term, form) if term.atom.key[0] == "value" and term.axis is None else None
+        terms += [term] if inner is None else inner
     return forms.collect(form.shape, terms, form.kind)
 
 
-def _opened(walk: Walk, term: Term, form: Form) -> Form | None:
-    """The value behind a closed-off atom, laid out as `term` lays out the atom; None where it repeats or cuts it."""
+def _unpadded(walk: Walk, term: Term, form: Form) -> Sequence[Term] | None:
+    """The terms of the value behind a closed-off atom, as a part of a join where `term` is one."""
+    pads = {axis: e[0] for axis, e in enumerate(term.view.axes) if len(e) == 1 and isinstance(e[0], Padded)}
+    bare = [pads[axis].inner if axis in pads else e for axis, e in enumerate(term.view.axes)]
+    sizes = [product_of(e.size for e in bare[axis]) if axis in pads else n for axis, n in enumerate(form.shape)]
+    opened = _opened(walk, replace(term, view=View(tuple(bare), term.view.fixed)), tuple(sizes))
+    if opened is None or not pads:
+        return None if opened is None else opened.terms
+    terms: list[Term] = []
+    for each in opened.terms:
+        axes = list(each.view.axes)
+        for axis, pad in pads.items():
+            axes[axis] = (Padded(axes[axis] or (Repeat(sizes[axis]),), pad.offset, pad.size),)
+        terms.append(replace(each, view=View(tuple(axes), each.view.fixed)))
+    return terms
+
+
+def _opened(walk: Walk, term: Term, shape: Shape) -> Form | None:
+    """The value behind a closed-off atom, laid out as `term` lays out the atom; None where it is cut."""
     inside = walk.table.forms[term.atom.key[1]]
-    pieces: list[Piece] = []
-    for size, elements in zip(form.shape, term.view.axes):
-        if not all(isinstance(element, Piece) for element in elements) or (not elements and size != ONE):
+    elements: list[Piece | Repeat] = []
+    for size, axis in zip(shape, term.view.axes):
+        if not all(isinstance(element, Piece | Repeat) for element in axis):
             return None
-        pieces += elements  # type: ignore[arg-type]
+        elements += axis or ([Repeat(size)] if size != ONE else [])  # type: ignore[arg-type]
+    pieces = [element for element in elements if isinstance(element, Piece)]
     order = sorted(range(len(pieces)), key=lambda i: (pieces[i].axis, -_inside(pieces, i)))
     split = forms.reshape(inside, tuple(pieces[i].size for i in order))
     if split is None or term.view.fixed:
         return None
-    laid = forms.reshape(forms.transpose(split, tuple(order.index(i) for i in range(len(pieces)))), form.shape)
+    turned = forms.transpose(split, tuple(order.index(i) for i in range(len(pieces))))
+    single = forms.reshape(turned, tuple(e.size if isinstance(e, Piece) else ONE for e in elements))
+    wide = None if single is None else forms.widened(single, tuple(element.size for element in elements))
+    laid = None if wide is None else forms.reshape(wide, shape)
     if laid is None:
         return None
     for chain in term.chains:
