@@ -183,7 +183,7 @@ def kill(program: Program, channels: tuple[int, ...]) -> None:
             if array.ndim > 1 and array.shape[use.axis] == site.region.size > max(channels):
                 np.moveaxis(array, use.axis, -1)[..., list(channels)] = 0.0
                 assert use.value.dtype is not None
-                use.value.const_value = ir.tensor(array, dtype=use.value.dtype, name=use.value.name)
+                use.value.const_value = ir.tensor(array.astype(use.value.dtype.numpy()), name=use.value.name)
 
 
 @pytest.mark.parametrize(("family", "applied"), [("llama", 2), ("opt", 2), ("bloom", 2), ("convnext", 3), ("bert", 2)])

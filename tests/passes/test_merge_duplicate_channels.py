@@ -190,7 +190,7 @@ def copy_channels(program: Program, copies: tuple[tuple[int, int, float], ...]) 
                 for i, j, p in copies:
                     channels[..., j] = p * channels[..., i]
                 assert use.value.dtype is not None
-                use.value.const_value = ir.tensor(array, dtype=use.value.dtype, name=use.value.name)
+                use.value.const_value = ir.tensor(array.astype(use.value.dtype.numpy()), name=use.value.name)
 
 
 @pytest.mark.parametrize(("family", "left"), [("llama", 79), ("opt", 78), ("bloom", 191), ("bert", 79)])
