@@ -50,6 +50,7 @@ def prove(
     claims: Mapping[str, Mapping[str, object]] | None = None,
     transforms: Mapping[str, Step] | None = None,
     ulps: float = 1.0,
+    block: int | None = None,
 ) -> Proof:
     """Prove that `rewritten` computes `original`, or say where the proof stops.
 
@@ -58,11 +59,12 @@ def prove(
     down is not true. One that names no value of the rewritten graph says nothing.
 
     `ulps` is how far a shipped constant may be from its exact value. More than 1 is not EQUAL but EQUAL_MODULO.
+    `block` is how many channels a block has where a runtime's file keeps them in blocks; that too is declared.
     """
     interface = _interface(original, rewritten)
     if interface is not None:
         return Proof(interface)
-    table = Table(Comparer(ulps))
+    table = Table(Comparer(ulps), block=block)
     first = Walk(original, "original", table)
     relations = {name: _relation(name, claim, transforms or {}) for name, claim in (claims or {}).items()}
     second = Walk(rewritten, "rewritten", table, partner=first, relations=relations)

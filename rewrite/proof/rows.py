@@ -23,7 +23,10 @@ from rewrite.proof.values import Value
 if TYPE_CHECKING:
     from rewrite.proof.walk import Walk
 
-ROWWISE = ELEMENTWISE | frozenset(("Mul", "Div", "Pow", "Reciprocal"))
+ROWWISE = {
+    "": ELEMENTWISE | frozenset(("Mul", "Div", "Pow", "Reciprocal", "Gelu", "Swish")),
+    "com.microsoft": frozenset(("Gelu", "BiasGelu", "FastGelu", "QuickGelu")),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class TakenApart:
 
 def taken_apart(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> TakenApart | None:
     """None where no operand has flattened rows, or another does not fit them."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ROWWISE:
+    if node.op_type not in ROWWISE.get("" if node.domain == "ai.onnx" else node.domain, ()):
         return None
     lead = next((o for o in operands if isinstance(o, Form) and (_digits(o) or ())), None)
     digits = None if lead is None else _digits(lead)

@@ -22,6 +22,7 @@ from rewrite.proof.constants import Array
 from rewrite.proof.dimensions import Dim
 from rewrite.proof.forms import Form, form_of
 from rewrite.proof.rotary import turned
+from rewrite.proof.rows import taken_apart
 from rewrite.proof.rules import RULES, attribute, rule, unary
 from rewrite.proof.values import Value
 
@@ -36,6 +37,10 @@ PLAIN = frozenset(("Relu", "Sigmoid", "Softplus", "Softsign", "Tanh"))
 
 def activated(walk: Walk, name: str, parameters: Sequence[float], form: Form) -> Form | None:
     """f(x) as the ONNX operator of that name makes it; None where the parameters are not all given."""
+    apart = taken_apart(walk, ir.Node("", name, [None]), [form])
+    if apart is not None:
+        inner = activated(walk, name, parameters, walk.form(apart.operands[0]))
+        return None if inner is None else walk.form(apart.joined(inner))
     if name in PLAIN:
         return unary(walk, name, form) if not parameters else None
     numbers = [float(np.float32(value)) for value in parameters]
@@ -62,7 +67,8 @@ def parameters(node: ir.Node) -> list[float] | None:
     return [attribute(node, name, 0.0) for name in names if name in node.attributes]
 
 
-def _then_activated(walk: Walk, node: ir.Node, form: Form) -> Form | None:
+def then_activated(walk: Walk, node: ir.Node, form: Form) -> Form | None:
+    """The node's activation of `form`; None where it is not documented fully."""
     name, given = attribute(node, "activation", ""), parameters(node)
     if not name:
         return form
@@ -76,7 +82,7 @@ def _form(result: object) -> Form | None:
 @rule("FusedGemm", domain=DOMAIN)
 def fused_gemm(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> Form | None:
     result = _form(RULES["", "Gemm"](walk, node, operands))
-    return None if result is None else _then_activated(walk, node, result)
+    return None if result is None else then_activated(walk, node, result)
 
 
 @rule("FusedConv", domain=DOMAIN)
@@ -90,7 +96,7 @@ def fused_conv(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> F
         if z.shape != result.shape:
             return None
         result = forms.add(result, z)
-    return _then_activated(walk, node, result)
+    return then_activated(walk, node, result)
 
 
 @rule("RotaryEmbedding", domain=DOMAIN)

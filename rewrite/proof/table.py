@@ -37,6 +37,7 @@ class Table:
     demands: dict[Demand, str] = field(default_factory=dict)
     ulps: float = 0.0
     declared: set[str] = field(default_factory=set)
+    block: int | None = None
     found: list[Transform] = field(default_factory=list)
     products: dict[tuple[Any, ...], Form] = field(default_factory=dict)
     _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)

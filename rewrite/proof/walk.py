@@ -137,10 +137,11 @@ class Walk:
         operands = [None if value is None else self.values[value.name or ""] for value in node.inputs]
         apart = rows.taken_apart(self, node, operands)
         if apart is not None:
-            return [apart.joined(result) for result in self._applied(node, apart.operands)]
-        return self._applied(node, operands)
+            return [apart.joined(result) for result in self.applied(node, apart.operands)]
+        return self.applied(node, operands)
 
-    def _applied(self, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value]:
+    def applied(self, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value]:
+        """The results of an operator on operands that need not be its own."""
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
         known = [operand for operand in operands if operand is not None]
         if domain == "" and any(isinstance(o, Integers) for o in known):

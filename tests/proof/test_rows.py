@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from pairs import accepted, model, refused
 
-ROWS = {"rows": np.array([-1, 4]), "two": np.float32(2), "v": np.float32([1, 2, 3, 4]), "swap": np.array([1, 0, 2])}
+ROWS = {
+    "rows": np.array([-1, 4]),
+    "two": np.float32(2),
+    "v": np.float32([1, 2, 3, 4]),
+    "swap": np.array([1, 0, 2]),
+    "w": np.eye(4, dtype=np.float32) + 1,
+}
 TEXT = "(float[B,S,4] x, float[B,S,4] u) => (y) {{ n = Shape(x) {} }}"
 FLAT = "f = Reshape(x, rows) g = Reshape(u, rows) {} y = Reshape(r, n)"
 
@@ -19,6 +25,8 @@ FLAT = "f = Reshape(x, rows) g = Reshape(u, rows) {} y = Reshape(r, n)"
         ("a = Sigmoid(f) r = Mul(a, g)", "a = Sigmoid(x) y = Mul(u, a)"),
         ("m = Mul(f, v) r = Relu(m)", "m = Mul(x, v) y = Relu(m)"),
         ("r = Div(f, g)", "y = Div(x, u)"),
+        ("r = com.microsoft.FastGelu(f, v)", "b = Add(x, v) y = com.microsoft.FastGelu(b)"),
+        ('r = com.microsoft.FusedGemm<activation="Tanh">(f, w)', "m = MatMul(x, w) y = Tanh(m)"),
     ],
 )
 def test_flattened_rows_are_the_same_function(on_rows: str, as_it_was: str) -> None:

@@ -325,7 +325,8 @@ def built(case: Case, body: str):
 
 
 def test_every_rule_has_a_case() -> None:
-    assert set(CASES) == set(RULES)
+    # Blocked channels are tested in test_blocked_rules.py: what they are depends on a machine.
+    assert set(CASES) == {name for name in RULES if name[0] != "com.microsoft.nchwc"}
 
 
 @pytest.mark.parametrize("rule", CASES, ids=".".join)
