@@ -151,6 +151,7 @@ class RotateOnline(Pass[Down | Logits]):
             absorb(change, [use for factor in site.factors for use in factor.constants], one.dual, "turned")
             for value in dict.fromkeys(value for factor in site.factors for value in factor.axes):
                 change.rename(value, "turned")
+            change.notes.append(f"{site.size} channels are turned in front of {len(site.readers)} products")
             return
         for use, heads, transform in zip(site.operands, site.heads, (one, one.dual)):
             whole = transform if heads == 1 else Repeated(transform, left=heads)
@@ -159,6 +160,7 @@ class RotateOnline(Pass[Down | Logits]):
             change.stamp(place.node)
             for value, axis in passed:
                 change.relate(value, whole, axis)
+        change.notes.append(f"queries and keys of {site.size} channels are turned")
 
 
 def turn(size: int) -> Transform | None:
