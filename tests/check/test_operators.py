@@ -245,6 +245,30 @@ CASES = {
         "Resize", [real(1, 2, 3, 3), None, None, i64(1, 2, 6, 5)],
         {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "terms": 8, "constant": (3,)},
     ),
+    "resize linearly by a scale": (
+        "Resize", [real(1, 2, 5, 3), None, np.array([1, 1, 0.6, 2.5], np.float32)],
+        {"mode": "linear", "terms": 8, "constant": (2,)},
+    ),
+    "resize with aligned corners": (
+        "Resize", [real(1, 2, 4, 5), None, None, i64(1, 2, 7, 3)],
+        {"mode": "linear", "coordinate_transformation_mode": "align_corners", "terms": 8, "constant": (3,)},
+    ),
+    "resize to one pixel": (
+        "Resize", [real(1, 2, 4, 5), None, None, i64(1, 2, 1, 1)],
+        {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel", "terms": 8, "constant": (3,)},
+    ),
+    "resize by cubics": (
+        "Resize", [real(1, 2, 5, 6), None, None, i64(1, 2, 8, 9)],
+        {"mode": "cubic", "cubic_coeff_a": -0.5, "terms": 32, "constant": (3,)},
+    ),
+    "resize by cubics inside only": (
+        "Resize", [real(1, 2, 5, 6), None, None, i64(1, 2, 8, 4)],
+        {"mode": "cubic", "exclude_outside": 1, "terms": 32, "constant": (3,)},
+    ),
+    "resize by rounded neighbours": (
+        "Resize", [real(1, 2, 4, 5), None, None, i64(1, 2, 7, 3)],
+        {"mode": "nearest", "nearest_mode": "round_prefer_ceil", "constant": (3,)},
+    ),
 }  # fmt: skip
 
 
@@ -418,3 +442,10 @@ def test_the_check_rejects_another_operator():
     ours, _ = both("Sigmoid", [X])
     _, theirs = both("HardSigmoid", [X])
     assert np.abs(ours[0] - theirs[0]).max() > 1e-3
+
+
+def test_resize_imitates_float32():
+    model, inputs = node_model("Resize", [real(1, 2, 3, 3), None, None, i64(1, 2, 6, 5)], mode="linear", constant=(3,))
+    narrow, exact = evaluate(model, inputs, precision=np.float32)["y0"], evaluate(model, inputs)["y0"]
+    assert narrow.dtype == np.float32
+    assert 0 < np.abs(narrow - exact).max() < 1e-6

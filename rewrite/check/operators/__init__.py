@@ -16,6 +16,7 @@ from rewrite.check.operators import (
     normalization,
     quantization,
     reduction,
+    resize,
     selection,
 )
 from rewrite.check.operators.registry import TABLE, Call, Operand, StoredIntegers, dense, normalized, operator_name
@@ -34,5 +35,6 @@ _ = (
     normalization,
     quantization,
     reduction,
+    resize,
     selection,
 )
