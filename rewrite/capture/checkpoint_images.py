@@ -249,10 +249,10 @@ def _unfit(here: ir.Node | None, there: ir.Node | None, value: ir.Value) -> tupl
     """What the rewritten graph has in another way than the architecture."""
     if there is None:
         return f"{value.name} is gone", None
-    if is_operator(there, "Add", "Sub") and any(map(expression, there.inputs)):
-        return "it needs a bias that the architecture has not", there
-    if is_operator(there, "Mul", "Div") and any(map(expression, there.inputs)):
-        return "it needs a scale that the architecture has not", there
+    for kind, operators in (("bias", ("Add", "Sub")), ("scale", ("Mul", "Div"))):
+        if is_operator(there, *operators) and any(map(expression, there.inputs)):
+            has = "" if here is None else f"; the architecture has {here.op_type} {here.name or ''}".rstrip() + " there"
+            return f"it needs a {kind} that the architecture has not{has}", there
     wanted = f"has {here.op_type} {here.name or ''}".rstrip() if here is not None else f"reads {value.name}"
     same = here is not None and here.op_type == there.op_type
     return (f"{there.op_type} has other attributes" if same else f"the architecture {wanted} there"), there
