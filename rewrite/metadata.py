@@ -15,13 +15,11 @@ import onnx_ir as ir
 from rewrite.ir.edit import ORIGIN, shape_of
 from rewrite.ir.program import Program
 from rewrite.proof.transforms import Shift, Step
-from rewrite.rule import steps
+from rewrite.rule import TRANSFORM, steps
 
 VERSION = 1
 TRANSFORMS = "rewrite.transforms"
 """The model's key: every transform of the artifact."""
-TRANSFORM = "rewrite.transform"
-"""A node's key: the id of the transform that it computes, or takes part in computing."""
 
 
 def describe_transforms(model: ir.Model, program: Program) -> None:

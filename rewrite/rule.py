@@ -26,6 +26,9 @@ from rewrite.ir.program import Program
 from rewrite.ir.weights import Add, Weight
 from rewrite.proof.transforms import Step
 
+TRANSFORM = "rewrite.transform"
+"""The metadata key of a node that computes a transform at run time: the transform's id."""
+
 # ------------------------------------------------------------------------------------------------- what a pass declares
 
 
@@ -265,6 +268,10 @@ class Change:
     def stamp(self, node: ir.Node) -> None:
         """Write on a node that this pass changed it."""
         node.metadata_props[ORIGIN] = self.pass_name
+
+    def computes(self, node: ir.Node, transform: Step) -> None:
+        """Write on a node that it takes part in computing `transform` at run time."""
+        node.metadata_props[TRANSFORM] = self.program.register(transform)
 
     def rename(self, value: ir.Value, suffix: str) -> None:
         """Give a value whose meaning changed a name that no value of the original has."""

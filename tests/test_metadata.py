@@ -16,10 +16,11 @@ from rewrite.ir.constants import weight_behind
 from rewrite.ir.edit import Editor
 from rewrite.ir.program import save_model
 from rewrite.ir.weights import Transformed
-from rewrite.metadata import TRANSFORM, TRANSFORMS, describe_transforms
+from rewrite.metadata import TRANSFORMS, describe_transforms
+from rewrite.passes import RotateOnline
 from rewrite.pipeline import _load, convert, diff, lower, verify
 from rewrite.proof.transforms import Hadamard, Scaling
-from rewrite.rule import Change, Pass, Site
+from rewrite.rule import TRANSFORM, Change, Pass, Site, apply_pass
 
 TEXT = """chain (float[N, 8] x, float[8, 8] w, float[8, 8] v, float[8, 4] u) => (float[N, 4] y) {
     h = MatMul (x, w)  k = MatMul (h, v)  y = MatMul (k, u) }"""
@@ -39,7 +40,7 @@ def rotated():
     product = change.editor.node("MatMul", [second.outputs[0], matrix], before=third, name="k.turned")
     change.absorb(Use(third, 1, 0), Transformed(weight_behind(third.inputs[1]), online.dual, 0), "turned")
     third.replace_input_with(0, product)
-    product.producer().metadata_props[TRANSFORM] = program.register(online)
+    change.computes(product.producer(), online)
     return program, product.producer().name
 
 
@@ -118,3 +119,17 @@ def test_a_written_folder_knows_its_transforms(tmp_path):
     assert len(str(caught.value).splitlines()) == 1
     convert(program, tmp_path / "out", passes=[], force=True)
     assert not arrays.exists()
+
+
+def test_online_rotations_of_a_pass_are_marked(tmp_path):
+    text = """mlp (float[N, 8] x, float[8, 64] w, float[64, 8] v) => (float[N, 8] y) {
+        h = MatMul (x, w)  a = Gelu (h)  y = MatMul (a, v) }"""
+    program = network(text)
+    assert any(outcome.to_json()["outcome"] == "applied" for outcome in apply_pass(program, RotateOnline()))
+    lower(program).save(tmp_path)
+    model = _load(tmp_path / "model.onnx")
+    (entry,) = json.loads(model.metadata_props[TRANSFORMS])
+    assert (entry["kind"], entry["size"], entry["where"], entry["pass"]) == ("hadamard", 64, "online", "rotate-online")
+    by_name = {node.name: node for node in model.graph}
+    assert {by_name[name].op_type for name in entry["nodes"]} <= {"MatMul", "Reshape"}
+    assert len(entry["nodes"]) >= 2
