@@ -310,7 +310,10 @@ def _turned(use: Use, transform: Transform, change: Change) -> ir.Value:
     if known not in change.editor.made:
         readers = {reader.node for reader in value.uses()}
         first = next(node for node in change.editor.graph if node in readers)
-        change.editor.made[known] = _product(value, transform, first, change)
+        made = change.editor.made[known] = _product(value, transform, first, change)
+        while made is not value and (node := made.producer()) is not None:
+            change.computes(node, transform)
+            made = next(operand for operand in node.inputs if operand is not None and not is_constant(operand))
     return change.editor.made[known]
 
 
