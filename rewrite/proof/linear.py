@@ -13,7 +13,7 @@ bounds the float64 error of computing it, and measures how far the shipped const
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -486,9 +486,11 @@ class Match:
 
     ulps: float = 0.0
     demands: frozenset[Demand] = frozenset()
+    solutions: tuple[tuple[tuple[Any, ...], Chain], ...] = ()
+    """Matrices, by their key, and the products of the original that the demands make them."""
 
     def __add__(self, other: Match) -> Match:
-        return Match(max(self.ulps, other.ulps), self.demands | other.demands)
+        return Match(max(self.ulps, other.ulps), self.demands | other.demands, self.solutions + other.solutions)
 
 
 @dataclass(frozen=True)
@@ -666,9 +668,13 @@ def compare_scalars(ours: Scalar, theirs: Scalar) -> Outcome:
     if distance <= 4 * UNIT * abs(theirs.value) and not ours.origins:
         return Match()
     ulps = distance / (unit_at(theirs.value, ours.epsilon) or distance / 2.0**60)
-    if ulps > 1.0 or len(ours.origins) > 1:
+    if len(ours.origins) > 1 and theirs.value and ours.epsilon:
+        # One of several numbers is adjusted, by as much relatively: half a spacing is an ulp of it, wherever it lies.
+        ulps = 2.0 * distance / (abs(theirs.value) * ours.epsilon)
+    if ulps > 1.0 or len(set(ours.origins)) < len(ours.origins):
         return Mismatch(f"scalars {ours.value!r} and {theirs.value!r} differ", ulps)
-    return Match(ulps, frozenset(Demand(name, (), ("number", theirs.value, ours.value)) for name in ours.origins))
+    held = shipped([Scalar(1.0, ours.origins[:-1])])
+    return Match(ulps, held | {Demand(name, (), ("number", theirs.value, ours.value)) for name in ours.origins[-1:]})
 
 
 def unit_at(value: float, epsilon: float) -> float:
@@ -731,7 +737,21 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     if len(rewritten) == 1 and not value[4]:
         columns = _columns(place.constant, original, value[3])
     demand = Demand(stored.name if stored else "", layout, value, columns)
-    return Match(reported, shipped(others) | {demand})
+    alone = len(rewritten) == len(original) == 1 and len(rewritten[0].factors) == 1
+    solutions = ((rewritten[0].factors[0].key, original[0]),) if alone else ()
+    return Match(reported, shipped(others) | {demand}, solutions)
+
+
+def substituted(chains: Sequence[Chain], solutions: Mapping[tuple[Any, ...], Chain]) -> list[Chain]:
+    """`chains` with every matrix that is solved as what it is."""
+    result: list[Chain] = []
+    for chain in chains:
+        whole: Chain | None = Chain()
+        for factor in chain.factors:
+            for each in solutions[factor.key].factors if factor.key in solutions else (factor,):
+                whole = None if whole is None else whole.then(each)
+        result += [] if whole is None else [whole]
+    return result
 
 
 def _moved(rewritten: Sequence[Chain], original: Sequence[Chain]) -> tuple[Sequence[Chain], Sequence[Chain]] | Mismatch:

@@ -401,35 +401,41 @@ def matmul(walk, a, b):
     if left.kind != "f":
         return None
     if isinstance(b, Constant) and len(b.shape) == 2:
-        return walk.mapped(left, -1, signs(walk, b) or Matrix(b))
+        return _multiplied(walk, left, -1, b)
     if isinstance(a, Constant) and len(a.shape) == 2 and walk.form(b).rank >= 2:
         # A·X maps the rows of X: X is read along its last axis but one.
-        behind = permuted(a, (1, 0))
-        return walk.mapped(walk.form(b), -2, signs(walk, behind) or Matrix(behind))
+        return _multiplied(walk, walk.form(b), -2, permuted(a, (1, 0)))
     return contraction(walk, left, walk.form(b))
+
+
+def _multiplied(walk: Walk, form: Form, axis: int, matrix: Constant) -> Form:
+    hadamard = signs(walk, matrix)
+    if hadamard is None:
+        return walk.mapped(form, axis, Matrix(matrix))
+    corner = (slice(0, 1), slice(0, 1))
+    first = sliced(matrix, corner) if matrix.stored is not None else Array(matrix.raw(corner))
+    return forms.scaled(walk.mapped(form, axis, Exact(hadamard)), walk.number(first))
 
 
 LARGEST_SIGNS = 1 << 12
 
 
-def signs(walk: Walk, constant: Constant) -> Exact | None:
-    """The exact map that a constant ±c is, where its signs are a Hadamard matrix; it is then used as it is."""
+def signs(walk: Walk, constant: Constant) -> Signs | None:
+    """The exact map x ↦ x·S of a constant c·S with a Hadamard matrix S; the number c is its first entry."""
     n = constant.shape[0]
     if constant.shape != (n, n) or not 2 <= n <= LARGEST_SIGNS:
         return None
     first = constant.read((slice(0, 1), slice(0, n)))
-    scale = abs(float(first.flat[0]))
-    if not scale or (np.abs(first) != scale).any():
+    scale = float(first.flat[0])
+    if not scale or (np.abs(first) != abs(scale)).any():
         return None
     values = constant.whole()
-    if (np.abs(values) != scale).any():
+    if (np.abs(values) != abs(scale)).any():
         return None
     try:
-        transform = Signs(np.sign(values).astype(np.int8), scale)
+        return Signs(np.sign(values / scale).astype(np.int8), 1.0)
     except ValueError:
         return None
-    walk.pin(constant)
-    return Exact(transform)
 
 
 def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
@@ -439,7 +445,8 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
     shape = (*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     paired = symmetry.pairing(walk, a, b)
     if paired is not None:
-        return contraction(walk, *paired)
+        inner = contraction(walk, *paired[:2])
+        return None if inner is None else forms.scaled(inner, Scalar(paired[2]))
     b = walk.aligned(b)
     behind = symmetry.peel(walk, b, -1)
     if behind is not None:

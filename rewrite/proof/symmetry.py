@@ -27,7 +27,7 @@ from rewrite.proof.dimensions import ONE, Dim, Shape
 from rewrite.proof.dimensions import product as product_of
 from rewrite.proof.forms import Form, Padded, Piece, Repeat, Term, View
 from rewrite.proof.linear import Chain, Exact, diagonal_of
-from rewrite.proof.transforms import Invertible, Reciprocal, Repeated, Scaling, Selection, Transform
+from rewrite.proof.transforms import Invertible, Reciprocal, Repeated, Scaling, Selection, Signs, Transform
 from rewrite.proof.values import Value
 
 if TYPE_CHECKING:
@@ -186,34 +186,40 @@ def product(walk: Walk, a: Form, b: Form) -> tuple[Form, Form, int, list[Transfo
 # ── Contractions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def pairing(walk: Walk, a: Form, b: Form) -> tuple[Form, Form] | None:
-    """F and G with A·B = F·G, where A = F·M on the contracted axis and Bᵀ = Gᵀ·M⁻ᵀ."""
+def pairing(walk: Walk, a: Form, b: Form) -> tuple[Form, Form, float] | None:
+    """F, G and a number n with A·B = n·F·G, where A = F·M on the contracted axis and Bᵀ = n·Gᵀ·M⁻ᵀ."""
     a, b = walk.aligned(a), walk.aligned(b, -2)
     if not (ends_exactly(a) and ends_exactly(b)):
         return None
     left, right = peel(walk, a, -1), peel(walk, b, -2)
     if left is not None and right is not None:
-        return (left[0], right[0]) if _undo_each_other(left[1], right[1]) else None
+        number = _pair(left[1], right[1])
+        return None if number is None else (left[0], right[0], number)
     turned = (*range(b.rank - 2), b.rank - 1, b.rank - 2)
     mine, theirs = heads(walk, a), heads(walk, forms.transpose(b, turned))
     if mine is None:
         return None
     queries, axis, transform = mine
-    if theirs is not None and theirs[1] == axis and _undo_each_other(transform, theirs[2]):
-        return queries, forms.transpose(theirs[0], turned)
+    if theirs is not None and theirs[1] == axis and (number := _pair(transform, theirs[2])) is not None:
+        return queries, forms.transpose(theirs[0], turned), number
     count = a.shape[axis].constant
-    if right is not None and count is not None and _undo_each_other(transform, tiled(right[1], count)):
+    if right is not None and count is not None and (number := _pair(transform, tiled(right[1], count))) is not None:
         # One key for all heads.
-        return queries, right[0]
+        return queries, right[0], number
     return None
 
 
-def _undo_each_other(mine: Transform, theirs: Transform) -> bool:
-    """Whether M·Nᵀ = I, which takes two of one size that have inverses."""
+def _pair(mine: Transform, theirs: Transform) -> float | None:
+    """The number n with M·Nᵀ = n·I; None where the product is no number."""
+    if isinstance(mine, Repeated) and isinstance(theirs, Repeated):
+        alike = (mine.left, mine.right) == (theirs.left, theirs.right)
+        return _pair(mine.inner, theirs.inner) if alike else None
+    if isinstance(mine, Signs) and isinstance(theirs, Signs) and mine.scale is not None and theirs.scale is not None:
+        return mine.scale * theirs.scale * mine.size if np.array_equal(mine.values, theirs.values) else None
     try:
-        return mine.size == theirs.size and (mine.dual == theirs or theirs.dual == mine)
+        return 1.0 if mine.size == theirs.size and (mine.dual == theirs or theirs.dual == mine) else None
     except ValueError:
-        return False
+        return None
 
 
 def heads(walk: Walk, form: Form) -> tuple[Form, int, Transform] | None:

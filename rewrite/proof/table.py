@@ -15,7 +15,7 @@ from rewrite.proof.constants import Constant, sources
 from rewrite.proof.demands import SHIPPED, Demand, conflict
 from rewrite.proof.dimensions import Shape
 from rewrite.proof.forms import IDENTITY, Atom, Form, Term
-from rewrite.proof.linear import Comparer, Match, Mismatch, Outcome, shipped
+from rewrite.proof.linear import Comparer, Match, Mismatch, Outcome, shipped, substituted
 from rewrite.proof.transforms import Transform
 
 
@@ -114,7 +114,11 @@ class Table:
                 return Mismatch("maps act on different axes")
             axis = next(iter(axes), None)
             size = term.atom.shape[axis].constant if axis is not None else None
-            outcome = self.comparer.compare(ours.chains if ours else (), theirs.chains if theirs else (), size)
+            mine, known = ours.chains if ours else (), theirs.chains if theirs else ()
+            outcome = self.comparer.compare(mine, known, size)
+            if isinstance(outcome, Mismatch) and term.atom.key == ("one",) and total.solutions:
+                # A shift that a solved matrix carries on is carried on by its exact value.
+                outcome = self.comparer.compare(substituted(mine, dict(total.solutions)), known, size)
             if isinstance(outcome, Mismatch):
                 return outcome
             total = total + outcome

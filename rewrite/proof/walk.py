@@ -28,10 +28,10 @@ from rewrite.proof.linear import (
     Spread,
     spacing_of_one,
 )  # fmt: skip
-from rewrite.proof.rules import RULES, integers
+from rewrite.proof.rules import LARGEST_SIGNS, RULES, integers
 from rewrite.proof.shapes import result_shape
 from rewrite.proof.table import Table
-from rewrite.proof.transforms import Shift, Step
+from rewrite.proof.transforms import Hadamard, Repeated, Shift, Signs, Step, Transform
 from rewrite.proof.values import Integers, Value
 
 OLDEST_OPSET = 13
@@ -45,6 +45,16 @@ CANDIDATES = 4
 
 COMMUTATIVE = frozenset("And Or Xor Equal Max Min Add Mul BitwiseAnd BitwiseOr BitwiseXor".split())
 RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
+
+
+def as_in_graphs(transform: Transform) -> tuple[Transform, float]:
+    """A map and a number in front of it, as a graph that holds the map as a constant is read (`rules.signs`)."""
+    if isinstance(transform, Repeated):
+        inner, number = as_in_graphs(transform.inner)
+        return Repeated(inner, transform.left, transform.right), number
+    if isinstance(transform, Hadamard) and transform.scale is not None and transform.size <= LARGEST_SIGNS:
+        return Signs(np.sign(transform.matrix() / transform.scale).astype(np.int8), 1.0), transform.scale
+    return transform, 1.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,8 @@ class Relation:
             elif step.size != size:
                 return None
             else:
-                form = walk.mapped(form, axis, Exact(step))
+                plain, number = as_in_graphs(step)
+                form = forms.scaled(walk.mapped(form, axis, Exact(plain)), Scalar(number))
         return form
 
 
