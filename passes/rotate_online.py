@@ -10,7 +10,8 @@
 
 S is a ±1 Hadamard matrix, kept as the Kronecker product of two, so that a row costs n·(a + b) products and not n²:
 x as (a, b) becomes Aᵀ·x·B. c is the power of two nearest to 1/√n, which no number format rounds. Where n has no such
-matrix, equal blocks of n are turned; a size that is odd, or twice an odd number, is refused.
+matrix, equal blocks of n are turned; a size that is odd, or twice an odd number, is refused. For queries and keys
+1/(c·n) must be a power of two as well, or a rounded G would scale all logits: there blocks have a power of two of rows.
 
 Queries and keys are turned where they stand last before they are repeated for several heads, behind rotary positions.
 It costs time, and pays where what is turned is quantized: no recipe runs it by default.
@@ -76,7 +77,7 @@ def _has_matrix(rule: RotateOnline, site: Down | Logits) -> Breach | None:
         return Breach(site.nodes[0], "the number of its channels is not static")
     if site.size < rule.min_size:
         return Breach(site.nodes[0], f"{site.size} channels, {rule.min_size} asked for")
-    if turn(site.size) is None:
+    if turn(site.size, doubled=isinstance(site, Logits)) is None:
         return Breach(site.nodes[0], f"no Hadamard matrix divides {site.size} channels")
     return None
 
@@ -142,7 +143,7 @@ class RotateOnline(Pass[Down | Logits]):
                     yield down
 
     def rewrite(self, site: Down | Logits, change: Change) -> None:
-        one = turn(site.size)
+        one = turn(site.size, doubled=isinstance(site, Logits))
         if one is None:
             raise ValueError(f"no Hadamard matrix divides {site.size} channels")
         if isinstance(site, Down):
@@ -154,7 +155,7 @@ class RotateOnline(Pass[Down | Logits]):
             change.notes.append(f"{site.size} channels are turned in front of {len(site.readers)} products")
             return
         for use, heads, transform in zip(site.operands, site.heads, (one, one.dual)):
-            whole = transform if heads == 1 else Repeated(transform, left=heads)
+            whole = transform if heads == 1 else _repeated(transform, heads)
             place, passed = _place(use) or (use, [])
             place.node.replace_input_with(place.position, _turned(place, whole, change))
             change.stamp(place.node)
@@ -163,18 +164,29 @@ class RotateOnline(Pass[Down | Logits]):
         change.notes.append(f"queries and keys of {site.size} channels are turned")
 
 
-def turn(size: int) -> Transform | None:
+def turn(size: int, doubled: bool = False) -> Transform | None:
     """c·S for `size` channels, or for equal blocks of them; None where blocks would be too small.
+
+    With `doubled` the order is a power of two, so that the scale of the inverse is one too.
 
     >>> turn(4096).scale, turn(92).left, turn(6)
     (0.015625, 23, None)
+    >>> turn(96).size, turn(96, doubled=True).left
+    (96, 3)
     """
     divisors = (divisor for divisor in range(size, SMALLEST_BLOCK - 1, -1) if size % divisor == 0)
-    order = next((divisor for divisor in divisors if parts(divisor) is not None), None)
+    orders = (divisor for divisor in divisors if parts(divisor) is not None)
+    order = next((order for order in orders if not doubled or order & (order - 1) == 0), None)
     if order is None:
         return None
     hadamard = Hadamard(order, scale=2.0 ** -round(math.log2(order) / 2))
     return hadamard if order == size else Repeated(hadamard, left=size // order)
+
+
+def _repeated(transform: Transform, times: int) -> Transform:
+    if isinstance(transform, Repeated):
+        return Repeated(transform.inner, left=times * transform.left)
+    return Repeated(transform, left=times)
 
 
 # --------------------------------------------------------------------------------------------------------------- sites
