@@ -98,9 +98,17 @@ def _unshared(rule: FoldNorm, site: Affine) -> Breach | None:
 def _one_row(rule: FoldNorm, site: Affine) -> Breach | None:
     for use in site.region.readers if site.shifts else ():
         factor = right_factor(use.node, DIAGONAL_AND_SHIFT)
-        if len(factor.readers) > 1 or any(len(weight_behind(one.value).shape) != 2 for one in factor.constants):
+        if factor.constants and not _is_one_matrix(factor):
             return Breach(use.node, "β meets a stack of matrices, whose biases differ")
     return None
+
+
+def _is_one_matrix(factor: Region) -> bool:
+    """Whether the stored matrix is the one that is multiplied with; a Gather of its rows takes others."""
+    stored = [len(weight_behind(one.value).shape) for one in factor.constants]
+    return stored == [2] and all(
+        is_operator(value.producer(), "Transpose", "Identity", "Cast") for value in factor.axes
+    )
 
 
 def _worth_new_biases(rule: FoldNorm, site: Affine) -> Breach | None:

@@ -20,8 +20,8 @@ from rewrite.check.noise import Noise, noise_ratio
 from rewrite.check.reference import evaluate
 from rewrite.check.runtime import Session, unoptimized
 from rewrite.ir.program import Program
-from rewrite.passes import PASSES
 from rewrite.proof import prove
+from rewrite.recipes import passes_of
 
 PRE_LN = (
     "gpt2 opt gpt_neox phi falcon falcon_parallel falcon_sequential stablelm starcoder2 cohere vit deit dinov2".split()
@@ -35,7 +35,7 @@ EXACT = 1e-10
 @pytest.mark.parametrize("family", FAMILIES)
 def test_converted_proved_and_exact(family: str, family_program: Callable[[str], Program], tmp_path: Path) -> None:
     program = family_program(family)
-    result = rewrite.apply(program, [each() for each in PASSES])
+    result = rewrite.apply(program, passes_of(None, None))
     assert result.certificate.verdict.kind == "EQUAL", result
     assert not [o for o in result.certificate.refusals if o["requirement"] == "PROOF"], "the proof followed every pass"
 

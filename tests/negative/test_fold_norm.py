@@ -143,6 +143,20 @@ TRAPS = {
             *("n", "MatMul", "w is also read here"),
         ),
     ),
+    "β meets rows of a table, which the input chooses": (
+        "R6",
+        Case(
+            """chosen (float[5, 6] x, int64[4] ids, float[6] g, float[6] b, float[7, 6] table) => (float[5, 4] y)
+            {
+                n = LayerNormalization (x, g, b)
+                rows = Gather (table, ids)
+                t = Transpose <perm = [1, 0]> (rows)
+                y = MatMul (n, t)
+            }""",
+            *("n", "MatMul", "a stack of matrices"),
+            inputs=("x", "ids"),
+        ),
+    ),
     "the matrix may be given by the caller": (
         "R4",
         Case(block(), "n", "MatMul", "not a constant", options={"overridable": ("w",)}),

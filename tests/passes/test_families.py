@@ -12,7 +12,7 @@ from rewrite.capture.canonicalize import canonicalize
 from rewrite.check.inputs import generate_inputs
 from rewrite.check.reference import evaluate
 from rewrite.ir.program import Program
-from rewrite.passes import PASSES
+from rewrite.recipes import passes_of
 from rewrite.rule import Applied, apply_pass
 
 
@@ -86,8 +86,8 @@ def test_family(name: str, family_program: Callable[[str], Program]) -> None:
     after, expected = family_program(name), EXPECTED[name]
     canonicalize(after)
     before = after.clone()
-    for rule in PASSES:
-        apply_pass(after, rule())
+    for rule in passes_of(None, None):
+        apply_pass(after, rule)
     assert (layernorms(before), layernorms(after)) == (expected.before, expected.after)
     refused = {(one.pass_name, one.refusal.requirement) for one in after.records if not isinstance(one, Applied)}
     assert {requirement for rule, requirement in refused if rule == "center-residual"} == expected.centring
@@ -100,8 +100,8 @@ def test_family(name: str, family_program: Callable[[str], Program]) -> None:
     for output, array in wanted.items():
         assert np.abs(array - found[output]).max() <= allowed * np.abs(array).max(), output
 
-    for rule in PASSES:
-        assert not any(isinstance(outcome, Applied) for outcome in apply_pass(after, rule()))
+    for rule in passes_of(None, None):
+        assert not any(isinstance(outcome, Applied) for outcome in apply_pass(after, rule))
 
 
 def test_every_family_has_an_expectation() -> None:

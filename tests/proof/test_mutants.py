@@ -21,8 +21,8 @@ from rewrite.check.inputs import generate_inputs
 from rewrite.check.reference import evaluate
 from rewrite.errors import RewriteError
 from rewrite.ir.program import Program
-from rewrite.passes import PASSES
 from rewrite.proof import prove
+from rewrite.recipes import passes_of
 from rewrite.rule import apply_pass
 
 FAMILIES = ("gpt2", "gpt_neox", "phi", "cohere", "llama", "qwen3", "gemma2", "mixtral", "bert", "vit", "dinov2", "swin")
@@ -38,8 +38,8 @@ COUNT: dict[str, int] = {}
 
 def _rewritten(program: Program) -> Program:
     canonicalize(program)
-    for each in PASSES:
-        apply_pass(program, each())
+    for each in passes_of(None, None):
+        apply_pass(program, each)
     return program
 
 
