@@ -18,7 +18,7 @@ from rewrite.proof.forms import Form
 from rewrite.proof.linear import Comparer
 from rewrite.proof.relation import Verdict
 from rewrite.proof.table import Stranger, Table
-from rewrite.proof.transforms import Step
+from rewrite.proof.transforms import Selection, Step
 from rewrite.proof.walk import Relation, Walk
 
 
@@ -65,8 +65,8 @@ def prove(
     if interface is not None:
         return Proof(interface)
     table = Table(Comparer(ulps), block=block)
-    first = Walk(original, "original", table)
     relations = {name: _relation(name, claim, transforms or {}) for name, claim in (claims or {}).items()}
+    first = Walk(original, "original", table, reductions=_reductions(relations))
     second = Walk(rewritten, "rewritten", table, partner=first, relations=relations)
     for walk in (first, second):
         try:
@@ -215,6 +215,16 @@ def _operand_numbers(key: tuple[object, ...]) -> list[int]:
     if kind == "onehot" and isinstance(key[1], tuple) and key[1][0] == "form":
         return [key[1][1]]
     return []
+
+
+def _reductions(relations: Mapping[str, Relation]) -> dict[str, tuple[int, Selection]]:
+    """Values of the original of which a relation leaves channels out."""
+    found: dict[str, tuple[int, Selection]] = {}
+    for relation in relations.values():
+        for step, axis in relation.steps[:1]:
+            if isinstance(step, Selection) and not step.permutation:
+                found[relation.partner] = (axis, step)
+    return found
 
 
 def _relation(name: str, claim: Mapping[str, object], transforms: Mapping[str, Step]) -> Relation:

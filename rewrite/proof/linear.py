@@ -22,7 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from rewrite.proof.constants import Constant, Region, Sliced, Stored, permuted, reshaped, same_values, sliced, sources
+from rewrite.proof.constants import (
+    Array,
+    Constant,
+    Region,
+    Sliced,
+    Stored,
+    permuted,
+    reshaped,
+    same_values,
+    sliced,
+    sources,
+)
 from rewrite.proof.demands import SHIPPED, Columns, Demand, columns_of
 from rewrite.proof.transforms import (
     Copied,
@@ -252,10 +263,28 @@ class Chain:
                 return self
             if factor.undoes(last):
                 return Chain(self.factors[:-1])
+            if isinstance(factor.transform, Selection) and last is not None:
+                selected = self._taken(factor.transform, last)
+                if selected is not self:
+                    return selected
             if isinstance(factor.transform, Isometry) and isinstance(last, Centre):
                 # An isometry onto the centred vectors does not see the mean.
                 return Chain((*self.factors[:-1], factor))
         return Chain((*self.factors, factor))
+
+    def _taken(self, selection: Selection, last: Factor) -> Chain | None:
+        """The channels that a selection takes of what was copied, or of a small constant; else this map."""
+        front, taken = self.factors[:-1], list(selection.indices)
+        if isinstance(last, Exact) and isinstance(copied := last.transform, Copied):
+            sources = tuple(copied.sources[channel] for channel in taken)
+            factors = copied.factors[taken]
+            if sources == tuple(range(copied.size)) and (factors == 1.0).all():
+                return Chain(front)
+            return Chain((*front, Exact(Copied(copied.size, sources, factors))))
+        if isinstance(last, Matrix) and isinstance(last.constant, Array):
+            values = last.constant.values[:, taken]
+            return Chain((*front, Matrix(Array(values)))) if values.any() else None
+        return self
 
     def _before(self, number: float, factor: Factor) -> Chain | None:
         """This map, which ends in one number for all channels, followed by `factor`: the number stays behind."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from rewrite.proof import forms, symmetry
+from rewrite.proof import forms, reduction, symmetry
 from rewrite.proof.constants import Array, Constant, Grouped, permuted, reshaped, sliced
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
 from rewrite.proof.forms import Form, form_of
@@ -140,6 +140,9 @@ def times(walk: Walk, a: Form, b: Form) -> Form:
             core = _polynomial(walk, x, y)
         if core is not None:
             return core
+    copied = reduction.product(walk, a, b, lambda x, y: times(walk, x, y))
+    if copied is not None:
+        return copied
     peeled = symmetry.product(walk, a, b)
     if peeled is not None:
         result = times(walk, *peeled[:2])
@@ -229,6 +232,9 @@ def power(walk: Walk, form: Form, exponent: float) -> Form:
     """xᵖ. Exponents multiply where the product of powers is defined on as many numbers: (√x)² is not x below 0."""
     if exponent == 1.0:
         return form
+    copied = reduction.through(walk, form, lambda x: power(walk, x, exponent), lambda c: c**exponent, False)
+    if copied is not None:
+        return copied
     peeled = symmetry.through_elementwise(walk, "Pow", form)
     if peeled is not None:
         return walk.mapped(power(walk, peeled[0], exponent), peeled[1], Exact(peeled[2]))
@@ -461,6 +467,7 @@ def contraction(walk: Walk, a: Form, b: Form) -> Form | None:
             result = symmetry.map_heads(walk, inner, axis, transform)
             if result is not None:
                 return result
+
     def contracted() -> Form:
         left, right, out = _without_scalars(a, b)
         atom = walk.atom(("contraction", walk.intern(left), walk.intern(right)), shape)
@@ -689,7 +696,7 @@ def _mapped_again(atom: forms.Atom, term: forms.Term, position: int | None, shap
 
 
 @rule("ReduceMean", "ReduceSum")
-def reduction(walk, node, operands):
+def reduce(walk, node, operands):
     form = walk.form(operands[0])
     if form.kind != "f":
         return None
@@ -746,6 +753,10 @@ def _reduced_elsewhere(walk: Walk, form: Form, axes: list[int], mean: bool) -> F
 
 def unary(walk: Walk, name: str, form: Form) -> Form:
     """An elementwise function by its ONNX name; the same atom that the operator itself makes."""
+    numbers = walk.elementwise(ir.node(name, [None]))
+    copied = reduction.through(walk, form, lambda x: unary(walk, name, x), numbers, name in symmetry.HOMOGENEOUS)
+    if copied is not None:
+        return copied
     peeled = symmetry.through_elementwise(walk, name, form)
     if peeled is not None:
         return walk.mapped(unary(walk, name, peeled[0]), peeled[1], Exact(peeled[2]))

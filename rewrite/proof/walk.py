@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from rewrite.proof import forms, inference, layouts, rotary, rows, symmetry
+from rewrite.proof import forms, inference, layouts, reduction, rotary, rows, symmetry
 from rewrite.proof.constants import Array, Constant, Stored, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
@@ -31,7 +31,7 @@ from rewrite.proof.linear import (
 from rewrite.proof.rules import LARGEST_SIGNS, RULES, integers
 from rewrite.proof.shapes import result_shape
 from rewrite.proof.table import Table
-from rewrite.proof.transforms import Hadamard, Repeated, Shift, Signs, Step, Transform
+from rewrite.proof.transforms import Hadamard, Repeated, Selection, Shift, Signs, Step, Transform
 from rewrite.proof.values import Integers, Value
 
 OLDEST_OPSET = 13
@@ -39,6 +39,9 @@ OLDEST_OPSET = 13
 
 FOLDED_ELEMENTS = 1 << 24
 """Constants up to this size may be computed with at once; larger ones only change layout."""
+
+SMALL = 1 << 16
+"""Constants up to this size are read to see whether they are zero."""
 
 CANDIDATES = 4
 """Values of the original that a value without a counterpart is compared with, in search of a change of basis."""
@@ -93,7 +96,8 @@ class Walk:
     `partner` is the original's walk when this is the rewritten graph: values of the same name are tried first when two
     values are compared, which saves comparisons and decides nothing. `relations` say of values of the rewritten graph
     what they are of the original's; each is checked where it stands, and `related` says which are true. From there on a
-    value that is the original's times T is that, and not what its constants happen to round to.
+    value that is the original's times T is that, and not what its constants happen to round to. `reductions` name
+    values of the original of which channels may depend on others (`reduction.py`).
     """
 
     def __init__(
@@ -103,10 +107,12 @@ class Walk:
         table: Table,
         partner: Walk | None = None,
         relations: Mapping[str, Relation] | None = None,
+        reductions: Mapping[str, tuple[int, Selection]] | None = None,
     ) -> None:
         self.model, self.side, self.table, self.partner = model, side, table, partner
         self.relations = relations or {}
         self.related: dict[str, bool] = {}
+        self.reductions = reductions or {}
         self.values: dict[str, Value] = {}
         self.node = ""
         self.epsilon_ulps = 0.0
@@ -135,6 +141,8 @@ class Walk:
             self._assign(node, self._results(node))
             for output in node.outputs:
                 name = output.name or ""
+                if name in self.reductions and isinstance(form := self.values.get(name), Form):
+                    self.values[name] = reduction.reduced(self, form, *self.reductions[name]) or form
                 if name in self.relations:
                     self.related[name] = self._relate(name, self.relations[name])
                 elif self.partner is not None and symmetry.holds_exact(self.values.get(name)):
@@ -360,12 +368,20 @@ class Walk:
             return "f"
         return "b" if dtype == ir.DataType.BOOL else dtype.name.lower()
 
+    def elementwise(self, node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
+        """The function of numbers that an elementwise node of one operand is, in float64."""
+        return lambda numbers: _evaluate(node, [numbers], self._opset())[0]
+
     # ── Constants ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _constant_form(self, constant: Constant) -> Form:
         shape = tuple(Dim.of(n) for n in constant.shape)
         if constant.kind != "f":
             return form_of(self.atom(self.table.constant_number(constant, self.node), shape, constant.type))
+        if 1 < constant.size <= SMALL and not constant.whole().any():
+            # Nothing is added; it is a use all the same.
+            self.table.pin([constant], self.node)
+            return Form(shape, ())
         one = self.table.atom(("one",), (ONE,), "f", "", "original")
         blank: tuple[forms.Axis, ...] = ((),) * len(shape)
         if constant.size == 1:
@@ -427,6 +443,16 @@ class Walk:
 
     def _opaque(self, node: ir.Node, operands: Sequence[Value | None]) -> list[Value]:
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
+        if domain == "" and node.op_type in symmetry.ELEMENTWISE and isinstance(form := operands[0], Form):
+            copied = reduction.through(
+                self,
+                form,
+                lambda x: self.form(self._opaque(node, [x, *operands[1:]])[0]),
+                self.elementwise(node),
+                node.op_type in symmetry.HOMOGENEOUS,
+            )
+            if copied is not None and not any(isinstance(operand, Form) for operand in operands[1:]):
+                return [copied]
         moved = symmetry.through(self, node, operands) if domain == "" else None
         if moved is not None:
             inner, axis, transform = moved
