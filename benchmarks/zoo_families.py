@@ -263,7 +263,7 @@ def encoder(name: str, prefix: str, cls: str = "ForMaskedLM", **options: Any) ->
     add(name, "encoder", f"{prefix}{cls}", f"{prefix}Config", text, **options)
 
 
-encoder("roberta", "Roberta", **TEXT)
+encoder("roberta", "Roberta", **TEXT, type_vocab_size=1)
 encoder("roberta_prelayernorm", "RobertaPreLayerNorm", **TEXT)
 encoder("xlm_roberta", "XLMRoberta", "ForSequenceClassification", **TEXT)
 encoder("xlm_roberta_xl", "XLMRobertaXL", **TEXT)
