@@ -281,8 +281,8 @@ class Chain:
             if sources == tuple(range(copied.size)) and (factors == 1.0).all():
                 return Chain(front)
             return Chain((*front, Exact(Copied(copied.size, sources, factors))))
-        if isinstance(last, Matrix) and isinstance(last.constant, Array):
-            values = last.constant.values[:, taken]
+        if isinstance(last, Matrix) and last.constant.stored is None and last.constant.shape[0] == 1:
+            values = last.constant.whole()[:, taken]
             return Chain((*front, Matrix(Array(values)))) if values.any() else None
         return self
 

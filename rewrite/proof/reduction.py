@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rewrite.proof import forms
+from rewrite.proof import forms, symmetry
 from rewrite.proof.constants import Array
 from rewrite.proof.dimensions import ONE, Dim
 from rewrite.proof.forms import Form, Piece, Term, View
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from rewrite.proof.walk import Walk
 
 Numbers = Callable[[np.ndarray], np.ndarray]
+
+CHANNELWISE = symmetry.ELEMENTWISE | {"Mul", "Div", "Pow", "Gelu", "Swish", "QuickGelu", "FastGelu", "BiasGelu"}
+"""Operators at which a value is written as what its independent channels make it: before them, sums go on."""
 
 LARGEST = 1 << 24
 """Entries of a constant that is read to compare its columns."""
@@ -151,7 +154,11 @@ def split(form: Form, axis: int) -> tuple[Form, Copied, np.ndarray] | None:
     found: Copied | None = None
     terms: list[Term] = []
     rest = np.zeros(size or 0)
+    even: list[Term] = []
     for term in form.terms:
+        if not term.view.axes[axis]:
+            even.append(term)
+            continue
         if term.axis is None or term.whole(axis) != term.axis:
             return None
         kept: list[Chain] = []
@@ -174,5 +181,12 @@ def split(form: Form, axis: int) -> tuple[Form, Copied, np.ndarray] | None:
             terms.append(Term(term.atom, View(tuple(axes), term.view.fixed), bare, tuple(kept)))
     if found is None or (rest[found.factors != 0] != 0).any():
         return None
+    for term in even:
+        # The same for all channels: copied with them, where copies are equal, and a part of what the others are.
+        number = term.chains[0].scalar.value if term.atom.key == ("one",) and term.axis is None else None
+        if not np.isin(found.factors, (0.0, 1.0)).all() or (number is None and (found.factors == 0).any()):
+            return None
+        rest = rest + np.where(found.factors == 0, number or 0.0, 0.0)
+    terms += even
     shape = (*form.shape[:axis], Dim.of(found.size), *form.shape[axis + 1 :])
     return forms.collect(shape, terms, form.kind), found, rest

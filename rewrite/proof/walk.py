@@ -141,8 +141,6 @@ class Walk:
             self._assign(node, self._results(node))
             for output in node.outputs:
                 name = output.name or ""
-                if name in self.reductions and isinstance(form := self.values.get(name), Form):
-                    self.values[name] = reduction.reduced(self, form, *self.reductions[name]) or form
                 if name in self.relations:
                     self.related[name] = self._relate(name, self.relations[name])
                 elif self.partner is not None and symmetry.holds_exact(self.values.get(name)):
@@ -153,6 +151,8 @@ class Walk:
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
         if domain == "" and node.op_type == "Constant":
             return [self._constant_node(node)]
+        if self.reductions and node.op_type in reduction.CHANNELWISE:
+            self._reduce(node)
         operands = [None if value is None else self.values[value.name or ""] for value in node.inputs]
         apart = rows.taken_apart(self, node, operands)
         if apart is not None:
@@ -182,6 +182,13 @@ class Walk:
         for output, result in zip(node.outputs, results):
             if output.name and result is not None:
                 self.values[output.name] = result
+
+    def _reduce(self, node: ir.Node) -> None:
+        """Write operands as what their independent channels make them, where they are named for it."""
+        for value in node.inputs:
+            name = "" if value is None else value.name or ""
+            if name in self.reductions and isinstance(form := self.values.get(name), Form):
+                self.values[name] = reduction.reduced(self, form, *self.reductions[name]) or form
 
     def _relate(self, name: str, relation: Relation) -> bool:
         """Whether the value `name` is what its relation says; if so, it is that from now on."""

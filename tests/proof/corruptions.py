@@ -115,7 +115,7 @@ def other_epsilon(model: ir.Model, rng: np.random.Generator) -> Iterator[tuple[s
     ):
         clone = model.clone()
         node = _node(clone, index)
-        node.attributes["epsilon"] = ir.AttrFloat32("epsilon", node.attributes["epsilon"].value * 1.5)
+        node.attributes["epsilon"] = ir.AttrFloat32("epsilon", node.attributes.get_float("epsilon", 1e-5) * 1.5)
         yield f"{node.name}: ε × 1.5", clone
 
 
