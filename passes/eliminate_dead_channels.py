@@ -72,7 +72,7 @@ def hidden_layers(program: Program) -> Iterator[Hidden]:
             continue
         region = grow_selected(value, axis)
         seen.update(region.axes)
-        if region.constants and not region.norms and not region.writing_norms:
+        if region.constants and region.readers and not region.norms and not region.writing_norms:
             known = forms(region)
             nodes = tuple(dict.fromkeys(use.node for use in (*region.constants, *region.readers)))
             yield Hidden(value.name or "", nodes, region, tuple(known[use.value] for use in region.readers))

@@ -49,8 +49,7 @@ def compress(labels: Labels) -> Labels:
     array([[3, 4]])
     """
     for axis in range(labels.ndim):
-        first = labels.take([0], axis)
-        if labels.shape[axis] > 1 and bool((labels == first).all()):
+        if labels.shape[axis] > 1 and bool((labels == (first := labels.take([0], axis))).all()):
             labels = first
     return labels
 

@@ -123,8 +123,14 @@ def channel_maxima(weight: Weight, axis: int) -> np.ndarray:
 
 @dataclass
 class _Gates:
-    """Which factor of each product of two values carries the diagonal; chosen once a growth."""
+    """Which factor of each product of two values carries the diagonal; chosen once a growth.
 
+    To choose one, the factors' own regions are grown, in which there are products again: all these growths share what
+    is known of a product whose result is reached. One that is still being chosen is an obstruction to the others, for
+    cosines that many products share lead from each to all.
+    """
+
+    linear: dict[tuple[ir.Node, int], int | None] = field(default_factory=dict[tuple[ir.Node, int], "int | None"])
     chosen: dict[ir.Node, int] = field(default_factory=dict[ir.Node, int])
 
     def follow(self, node: ir.Node, position: int, axis: int, *, result: bool = False) -> Thread:
@@ -148,27 +154,37 @@ class _Gates:
         if node.inputs[0] is node.inputs[1]:
             return Thread(Role.OPAQUE, thread.inputs, thread.outputs, "Mul squares the value")
         if node not in self.chosen:
-            self.chosen[node] = _linear_factor(node, ports) if result else position
+            carries = self.linear_factor(node, ports, thread.outputs[0][1]) if result else position
+            if carries is None:
+                return Thread(Role.OPAQUE, thread.inputs, thread.outputs, "Mul multiplies two values of a cycle")
+            self.chosen[node] = carries
         kept = self.chosen[node]
         if not result and position != kept:
             return Thread(Role.OPAQUE, thread.inputs, thread.outputs, "Mul multiplies two values of the region")
         return Thread(Role.SCALE, (ports[kept],), thread.outputs)
 
+    def linear_factor(self, product: ir.Node, ports: dict[int, tuple[int, int]], axis: int) -> int | None:
+        """The operand of g ⊙ u that a diagonal reaches constants through: before one behind an activation, a linear
+        one. None while that is being asked."""
+        key = (product, axis)
+        if key not in self.linear:
+            self.linear[key] = None
+            self.linear[key] = self.reaching(product, ports)
+        return self.linear[key]
 
-def _linear_factor(product: ir.Node, ports: dict[int, tuple[int, int]]) -> int:
-    """The operand of g ⊙ u that a diagonal reaches constants through: before one behind an activation, a linear one."""
-    passed: list[int] = []
-    for position, (_, axis) in ports.items():
-        value = product.inputs[position]
-        if value is None or is_constant(value):
-            continue
-        region = grow_scaled(value, axis, origin=product)
-        part_of(region)
-        if not region.obstructions and not region.writing_norms and not region.norms:
-            if not any(is_operator(node, "Relu", "LeakyRelu", "PRelu") for node in region.nodes):
-                return position
-            passed.append(position)
-    return passed[0] if passed else max(ports)
+    def reaching(self, product: ir.Node, ports: dict[int, tuple[int, int]]) -> int:
+        passed: list[int] = []
+        for position, (_, axis) in ports.items():
+            value = product.inputs[position]
+            if value is None or is_constant(value):
+                continue
+            region = _grown(value, axis, product, _Gates(self.linear))
+            parted = _parted(region)
+            if all(met is parted for met in region.obstructions) and not region.writing_norms and not region.norms:
+                if not any(is_operator(node, "Relu", "LeakyRelu", "PRelu") for node in region.nodes):
+                    return position
+                passed.append(position)
+        return passed[0] if passed else max(ports)
 
 
 def grow_scaled(seed: ir.Value, axis: int, origin: ir.Node | None = None) -> Region:
@@ -176,7 +192,10 @@ def grow_scaled(seed: ir.Value, axis: int, origin: ir.Node | None = None) -> Reg
 
     A factor that a gate keeps as it is must not lie in the region: where it does, that is an obstruction.
     """
-    gates = _Gates()
+    return _grown(seed, axis, origin, _Gates())
+
+
+def _grown(seed: ir.Value, axis: int, origin: ir.Node | None, gates: _Gates) -> Region:
     region = grow(seed, axis, POSITIVE_DIAGONAL, origin, gates.follow)
     for product, kept in gates.chosen.items():
         other = product.inputs[1 - kept]
@@ -206,12 +225,19 @@ class Part:
 
 def part_of(region: Region) -> Part | None:
     """What writes `region` where that is one Split alone, which is then no obstruction of `region` any more."""
+    parted = _parted(region)
+    if parted is None or (split := parted.node) is None or (whole := split.inputs[0]) is None:
+        return None
+    region.obstructions.remove(parted)
+    sizes = [(shape_of(value) or ())[region.axes[parted.value]] for value in split.outputs]
+    offset = sum(size for size in sizes[: split.outputs.index(parted.value)] if isinstance(size, int))
+    return Part(split, offset, grow_scaled(whole, region.axes[parted.value], origin=split))
+
+
+def _parted(region: Region) -> Obstruction | None:
+    """Where one Split alone, into parts of known sizes, writes `region`."""
     written = [met for met in region.obstructions if is_operator(met.node, "Split") and met.value in met.node.outputs]
-    if len(written) != 1 or (split := written[0].node) is None or (whole := split.inputs[0]) is None:
+    if len(written) != 1 or (split := written[0].node) is None:
         return None
     sizes = [(shape_of(value) or ())[region.axes[written[0].value]] for value in split.outputs]
-    if not all(isinstance(size, int) for size in sizes):
-        return None
-    region.obstructions.remove(written[0])
-    offset = sum(sizes[: split.outputs.index(written[0].value)])
-    return Part(split, offset, grow_scaled(whole, region.axes[written[0].value], origin=split))
+    return written[0] if all(isinstance(size, int) for size in sizes) else None

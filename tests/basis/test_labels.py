@@ -112,3 +112,15 @@ def test_a_broadcast_operand_ties_what_it_stands_for() -> None:
     assert found.tolist() == [[0, 1]]
     assert (2, 0) in ties
     assert (3, 1) in ties
+
+
+def test_a_slice_of_no_channels_has_no_labels() -> None:
+    program = network("""
+    none (float[2, 6] x) => (float[2, 0] y)
+    {
+        s = Constant <value_ints = [6]> () e = Constant <value_ints = [9]> () a = Constant <value_ints = [1]> ()
+        y = Slice (x, s, e, a)
+    }""")
+    node = next(node for node in program.model.graph if is_operator(node, "Slice"))
+    ((_, labels),) = forward(node, np.arange(6).reshape(1, 6))
+    assert labels.shape[1] == 0

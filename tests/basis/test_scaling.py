@@ -80,6 +80,20 @@ def test_a_product_of_two_values_of_the_region_does_not(product: str) -> None:
     assert grow_scaled(value_named(program, "m"), 1).obstructions
 
 
+def test_products_that_share_their_factors_do_not_ask_each_other_for_ever() -> None:
+    program = network("""
+    rotary (float[2, 5] x, float[5, 6] p, float[5, 6] r, float[5, 6] w, float[6, 4] d)
+        => (float[2, 4] y, float[2, 4] z)
+    {
+        c = MatMul (x, p) s = MatMul (x, r) q = MatMul (x, w) k = Neg (q)
+        qc = Mul (c, q) qs = Mul (s, k) kc = Mul (c, k) ks = Mul (s, q)
+        a = Add (qc, qs) b = Add (kc, ks) y = MatMul (a, d) z = MatMul (b, d)
+    }""")
+    region = grow_scaled(value_named(program, "a"), 1)
+    assert not region.obstructions
+    assert {use.value.name for use in region.constants} == {"w"}
+
+
 def test_a_part_of_a_wider_value_is_found_with_its_place() -> None:
     program = network("""
     part (float[2, 5] x, float[5, 10] w, float[6, 4] d) => (float[2, 4] y, float[2, 4] z)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,9 +15,9 @@ from rewrite.capture.canonicalize import canonicalize
 from rewrite.ir.constants import weight_behind
 from rewrite.ir.program import Program
 from rewrite.ir.weights import Constant
-from rewrite.passes import MergeDuplicateChannels
+from rewrite.passes import EliminateDeadChannels, MergeDuplicateChannels
 from rewrite.passes.eliminate_dead_channels import hidden_layers
-from rewrite.rule import apply_pass
+from rewrite.rule import Pass, apply_pass
 
 MLP = """
 mlp (float[B, S, 5] x, float[5, 8] w1, float[8] b, float[8, 4] w2{types}) => (float[B, S, 4] y)
@@ -201,3 +202,11 @@ def test_families(family: str, left: int, family_program: Callable[[str], Progra
     after = check_family(program, lambda _: MergeDuplicateChannels(), 2, set())
     changed = [weight_behind(v).shape for n, v in after.model.graph.initializers.items() if n.endswith(".selected")]
     assert {left} <= {size for shape in changed for size in shape}
+
+
+@pytest.mark.parametrize("rule", [MergeDuplicateChannels, EliminateDeadChannels])
+def test_a_layer_that_no_contraction_reads_whole_is_no_site(rule: type[Pass[Any]]) -> None:
+    program = network("""
+    depthwise (float[2, 3, 5, 5] x, float[4, 3, 1, 1] w, float[4, 1, 3, 3] v) => (float[2, 4, 3, 3] y)
+    { h = Conv (x, w) r = Relu (h) y = Conv <group = 4> (r, v) }""")
+    assert apply_pass(program, rule()) == []
