@@ -14,11 +14,14 @@ from rewrite.ir.weights import row_blocks, weight_of
 MASKS = frozenset({"Add", "Where", "Max", "Min", "Slice", "Expand", "Unsqueeze", "Cast", "Reshape", "Concat"})
 """Operators that may read −∞: it is an additive mask there."""
 
+BOUNDS = frozenset({"Clip", "Max", "Min"})
+"""Operators that may read +∞, as a scalar: it is no bound there."""
+
 
 def check_finite(program: Program, progress: Callable[[str, int, int], None] | None = None) -> None:
     """Raise if a weight of `program` is NaN or infinite.
 
-    −∞ passes in a tensor that only mask arithmetic reads, and in a scalar literal.
+    −∞ passes in a tensor that only mask arithmetic reads, and in a scalar literal; +∞ in a scalar that only bounds.
 
     Raises:
         CheckpointError: with the name of the tensor, the place and the value found there.
@@ -39,12 +42,15 @@ def _check(value: ir.Value) -> None:
     if tensor is None:
         return
     mask = tensor.size == 1 or all(use.node.op_type in MASKS for use in value.uses())
+    bound = tensor.size == 1 and all(use.node.op_type in BOUNDS for use in value.uses())
     weight = weight_of(tensor)
     for region in row_blocks(weight.shape):
         block = weight.read(region)
         finite = np.isfinite(block)
         if mask:
             finite |= np.isneginf(block)
+        if bound:
+            finite |= np.isposinf(block)
         if finite.all():
             continue
         place = [int(i) for i in np.argwhere(~finite)[0]]

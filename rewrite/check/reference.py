@@ -209,7 +209,7 @@ def _shapes(operands: Sequence[Operand]) -> str:
 def _by_standard_reference(call: Call, operands: Sequence[Operand]) -> tuple:
     """`onnx.reference` for a node that the table lacks.
 
-    It is refused where it answers in a narrower float: some of its definitions cast to float32 inside.
+    It is refused where it answers in a narrower float than asked: some of its definitions cast to float32 inside.
     """
     from onnx.reference import ReferenceEvaluator
 
@@ -221,7 +221,8 @@ def _by_standard_reference(call: Call, operands: Sequence[Operand]) -> tuple:
     except Exception as error:  # it has no one class for an operator it lacks
         raise call.unsupported("has no float64 definition") from error
     results = evaluator.run(None, {name: array for name, array in zip(proto.input, operands) if name})
+    wanted = np.dtype(call.precision).itemsize
     for result in results:
-        if isinstance(result, np.ndarray) and result.dtype.kind == "f" and result.dtype.itemsize < 8:
+        if isinstance(result, np.ndarray) and result.dtype.kind == "f" and result.dtype.itemsize < wanted:
             raise call.unsupported(f"is defined by onnx.reference in {result.dtype} only")
     return tuple(results)

@@ -62,12 +62,20 @@ class Session:
             self._folder = None
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs by name; inputs that the model does not take are left out."""
+        """The outputs by name; inputs that the model does not take are left out.
+
+        Raises UnsupportedOperatorError where a kernel does not take what the network gives it.
+        """
         if self._session is None:
             raise ValueError("the session is closed")
         taken = {given.name for given in self._session.get_inputs()}
         names = [given.name for given in self._session.get_outputs()]
-        arrays = self._session.run(names, {k: v for k, v in inputs.items() if k in taken})
+        try:
+            arrays = self._session.run(names, {k: v for k, v in inputs.items() if k in taken})
+        except Exception as error:  # as above
+            raise UnsupportedOperatorError(
+                str(error).splitlines()[0], where="ONNX Runtime", remedy="choose another target"
+            ) from error
         return {name: np.asarray(array) for name, array in zip(names, arrays)}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from families import FAMILIES
+from networks import network
 
 import rewrite
 from rewrite.capture import check_finite
@@ -247,3 +248,17 @@ def test_body_checkpoint_binds_to_a_headed_model(folder: Path) -> None:
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in _tensors(folder).items()}
     _write(folder, tensors)
     assert "transformer.h.0.ln_1.weight" in rewrite.capture(folder).model.graph.initializers
+
+
+@pytest.mark.parametrize(
+    ("value", "operator", "passes"),
+    [(np.inf, "Min", True), (-np.inf, "Add", True), (np.inf, "Mul", False), (np.nan, "Min", False)],
+)
+def test_an_infinite_scalar_may_bound_and_mask(value: float, operator: str, passes: bool) -> None:
+    text = f"bounded (float[2, 3] x, float[1] b) => (float[2, 3] y) {{ y = {operator} (x, b) }}"
+    program = network(text, b=np.array([value]))
+    if passes:
+        check_finite(program)
+    else:
+        with pytest.raises(CheckpointError):
+            check_finite(program)

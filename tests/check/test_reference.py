@@ -257,3 +257,11 @@ def test_dropout_in_training_is_refused(name):
     )
     with pytest.raises(UnsupportedOperatorError, match="training"):
         evaluate(model, {"x": np.ones(2, np.float32)})
+
+
+def test_a_float32_run_may_take_the_standards_answer_in_float32():
+    model = graph("""
+    g (float[1, 4, 1] x) => (float[1, 4, 2] y) { axis = Constant <value_int = 1> () y = DFT (x, , axis) }""")
+    x = {"x": np.arange(4, dtype=np.float32).reshape(1, 4, 1)}
+    assert evaluate(model, x, precision=np.float32)["y"].dtype == np.float32
+    assert evaluate(model, x)["y"].dtype == np.float64

@@ -45,3 +45,9 @@ def test_bfloat16_is_not_runnable_on_the_cpu():
     assert is_runnable(model)
     model.graph.inputs[0].dtype = ir.DataType.BFLOAT16
     assert not is_runnable(model)
+
+
+def test_a_kernel_that_refuses_its_operands_is_an_error_with_a_message():
+    model = graph("g (float[n, 3] x, float[m, 3] y) => (float[n, 3] z) { z = Add(x, y) }")
+    with pytest.raises(UnsupportedOperatorError, match="Add"):
+        run_original(model, {"x": np.ones((2, 3), np.float32), "y": np.ones((5, 3), np.float32)})
