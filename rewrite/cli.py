@@ -26,7 +26,11 @@ app = typer.Typer(
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="What to read.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Names = Annotated[list[str] | None, typer.Option("--pass", metavar="NAME", help="A pass to run; may be repeated.")]
-Given = Annotated[str | None, typer.Option("--inputs", metavar="FILE.npz", help="Inputs to check on.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="NAME|FILE", help="default, compress, rotate, smooth, none, or a JSON file."),
+]
+Given = Annotated[str | None, typer.Option("--inputs", metavar="FILE.npz", help="Inputs to check and calibrate on.")]
 
 
 @app.command()
@@ -35,7 +39,7 @@ def convert(
     out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="The folder to write.")],
     target: Annotated[str, typer.Option(help="ort-cpu or ort-cuda.")] = "ort-cpu",
     passes: Names = None,
-    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A named recipe, or a JSON file.")] = None,
+    recipe: Recipe = None,
     inputs: Given = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     to: Annotated[str, typer.Option(help="onnx, or hf: a checkpoint of the same architecture.")] = "onnx",
@@ -112,15 +116,15 @@ def capture(
 
 
 @app.command()
-def explain(source: Source, passes: Names = None, as_json: AsJson = False) -> None:
-    """Say for every site of every pass whether it applies, and what is in the way where it does not."""
+def explain(source: Source, passes: Names = None, recipe: Recipe = None, as_json: AsJson = False) -> None:
+    """Say for every site of every pass of the recipe whether it applies, and what is in the way where it does not."""
     from rewrite import pipeline
     from rewrite.recipes import passes_of
     from rewrite.report import SiteRow, print_sites
 
     with progress() as tell:
         tell("capture and passes")
-        outcomes = pipeline.explain(source, passes_of(passes, None))
+        outcomes = pipeline.explain(source, passes_of(passes, recipe))
     if as_json:
         show([outcome.to_json() for outcome in outcomes], None)
     else:

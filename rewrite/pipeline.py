@@ -52,34 +52,44 @@ class Result:
         return "\n".join(lines)
 
 
-def apply(program: Program, passes: Iterable[Pass[Any]]) -> Result:
+def apply(program: Program, passes: Iterable[Pass[Any]], inputs: Sequence[Inputs] = ()) -> Result:
     """Apply `passes` in order to a copy of `program` and prove the result; `program` is left as it is.
 
-    A pass whose result cannot be proved is undone and recorded as refused by the proof: what comes back is proved, or
+    Passes that choose their numbers by data measure them on `inputs` (sets of graph inputs), where there are any. A
+    pass whose result cannot be proved is undone and recorded as refused by the proof: what comes back is proved, or
     is the program that was given.
     """
-    work, outcomes = _rewritten(program, list(passes))
+    steps = list(passes)
+    work, outcomes = _rewritten(program, steps, inputs)
     proof = prove(work.original, work.model, claims=_claims(work), transforms=work.transforms)
     if not proof.verdict.holds:
-        work, outcomes, proof = _proved_stepwise(program, list(passes))
+        work, outcomes, proof = _proved_stepwise(program, steps, inputs)
     return Result(work, outcomes, _certificate(work, work.model, outcomes, proof), proof)
 
 
-def _rewritten(program: Program, passes: Sequence[Pass[Any]]) -> tuple[Program, list[Outcome]]:
+def _rewritten(
+    program: Program, passes: Sequence[Pass[Any]], inputs: Sequence[Inputs]
+) -> tuple[Program, list[Outcome]]:
+    from rewrite.calibrate import calibrated
     from rewrite.capture.canonicalize import canonicalize
     from rewrite.rule import apply_pass
 
     work = program.clone()
     canonicalize(work)
-    outcomes = [outcome for each in passes for outcome in apply_pass(work, each)]
+    outcomes: list[Outcome] = []
+    for each in passes:
+        outcomes += apply_pass(work, calibrated(each, work, inputs) if inputs else each)
     return work, outcomes
 
 
-def _proved_stepwise(program: Program, passes: Sequence[Pass[Any]]) -> tuple[Program, list[Outcome], Proof]:
+def _proved_stepwise(
+    program: Program, passes: Sequence[Pass[Any]], inputs: Sequence[Inputs]
+) -> tuple[Program, list[Outcome], Proof]:
     """Pass by pass, each kept only if the proof follows it."""
+    from rewrite.calibrate import calibrated
     from rewrite.rule import apply_pass
 
-    work, outcomes = _rewritten(program, [])
+    work, outcomes = _rewritten(program, [], ())
     proof = prove(work.original, work.model)
     if not proof.verdict.holds:
         # Not even the canonical form can be followed: the network stays as it was captured.
@@ -88,7 +98,7 @@ def _proved_stepwise(program: Program, passes: Sequence[Pass[Any]]) -> tuple[Pro
         return work, [_refused_by_proof(each, proof.verdict) for each in passes], proof
     for each in passes:
         trial = work.clone()
-        done = apply_pass(trial, each)
+        done = apply_pass(trial, calibrated(each, trial, inputs) if inputs else each)
         attempt = prove(trial.original, trial.model, claims=_claims(trial), transforms=trial.transforms)
         if attempt.verdict.holds:
             work, proof = trial, attempt
@@ -126,7 +136,7 @@ def _certificate(work: Program, rewritten: ir.Model, outcomes: Sequence[Outcome]
 def explain(source: Any, passes: Iterable[Pass[Any]] | None = None, example_inputs: Any = None) -> list[Outcome]:
     """What passes would do with `source`: every site, applied or refused with the requirement and the node."""
     program = source if isinstance(source, Program) else _captured(source, example_inputs)
-    return _rewritten(program, passes_of(None, None) if passes is None else list(passes))[1]
+    return _rewritten(program, passes_of(None, None) if passes is None else list(passes), ())[1]
 
 
 # ── Lowering ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -204,8 +214,9 @@ def convert(
 ) -> Report:
     """Convert `source` to the fastest proved-equal model for `target`, in the folder `out`.
 
-    Returns the report, which is also written there, with the certificate. Nothing appears at `out` before everything
-    is done; an existing `out` is replaced only with `force`.
+    `inputs` are what the numbers are checked on, and what passes that go by data are calibrated on; without them the
+    check generates some. Returns the report, which is also written there, with the certificate. Nothing appears at
+    `out` before everything is done; an existing `out` is replaced only with `force`.
 
     Raises the exceptions of `rewrite.errors` for a source, request or output that is unusable.
     """
@@ -221,7 +232,8 @@ def convert(
             check_finite(program)
         sets = _inputs(program.original, inputs) if check or inputs is not None else []
         with stages("passes"):
-            work, outcomes = _rewritten(program, steps)
+            data = sets if inputs is not None else []  # what is generated says nothing of the ranges of real data
+            work, outcomes = _rewritten(program, steps, data)
         with stages("lowering"):
             lowered = _described(chosen.lower(work), chosen, work)
         with stages("saving"):
@@ -230,7 +242,7 @@ def convert(
             proof = prove(work.original, _load(path), claims=_claims(work), transforms=work.transforms)
         if not proof.verdict.holds:
             with stages("retreat"):
-                work, outcomes, lowered, proof = _retreat(program, steps, chosen, folder)
+                work, outcomes, lowered, proof = _retreat(program, steps, data, chosen, folder)
         with stages("certificate"):
             certificate = _certificate(work, _load(path), outcomes, proof)
             certificate.save(folder / CERTIFICATE)
@@ -243,10 +255,10 @@ def convert(
 
 
 def _retreat(
-    program: Program, steps: Sequence[Pass[Any]], target: Target, folder: Path
+    program: Program, steps: Sequence[Pass[Any]], inputs: Sequence[Inputs], target: Target, folder: Path
 ) -> tuple[Program, list[Outcome], Lowered, Proof]:
     """The proof did not follow: keep the passes that it follows, then the lowering if it follows that as well."""
-    work, outcomes, _ = _proved_stepwise(program, steps)
+    work, outcomes, _ = _proved_stepwise(program, steps, inputs)
     proof = Proof(Verdict("UNKNOWN"))
     for lowered in (_described(target.lower(work), target, work), _described(work.model, target, work)):
         path = lowered.save(folder)

@@ -12,8 +12,13 @@ from rewrite.errors import RequestError
 if TYPE_CHECKING:
     from rewrite.rule import Pass
 
+_DEFAULT = ("fold-scale", "center-residual", "fold-norm")
+
 RECIPES: dict[str, tuple[str, ...]] = {
-    "default": ("fold-scale", "center-residual", "fold-norm"),
+    "default": _DEFAULT,
+    "compress": (*_DEFAULT, "compress-residual"),
+    "rotate": (*_DEFAULT, "rotate-residual", "rotate-heads", "rotate-online"),
+    "smooth": (*_DEFAULT, "smooth", "equalize", "scale-heads"),
     "none": (),
 }
 """Named recipes. A recipe file is a JSON list of pass names, or of objects {"pass": name, option: value, …}."""

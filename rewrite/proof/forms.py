@@ -430,9 +430,11 @@ def _last_alone(term: Term, axis: int) -> Term:
 def _mapped_piece(term: Term, axis: int, factor: Exact, view: View | None = None) -> Term | None:
     """A square map of some digits of an atom's axis is a map of the whole axis, repeated: I ⊗ T ⊗ I."""
     elements, transform = term.view.axes[axis], factor.transform
-    if len(elements) > 1 and isinstance(transform, Repeated) and transform.right == 1:
+    if len(elements) > 1 and isinstance(transform, Repeated) and isinstance(elements[-1], Piece):
         # Heads joined with their channels, and one map for each head: it is a map of the channels.
-        return _mapped_piece(_last_alone(term, axis), axis, Exact(transform.inner), term.view)
+        size = elements[-1].size.constant
+        within = None if size is None else transform.within(size)
+        return None if within is None else _mapped_piece(_last_alone(term, axis), axis, Exact(within), term.view)
     piece = elements[0] if len(elements) == 1 else None
     if not isinstance(piece, Piece) or term.axis not in (None, piece.axis) or transform.width != transform.size:
         return None

@@ -45,6 +45,7 @@ from rewrite.proof.transforms import (
     Scaling,
     Selection,
     Transform,
+    kronecker,
 )  # fmt: skip
 
 UNIT = 2.0**-53
@@ -263,6 +264,8 @@ class Chain:
                 return self
             if factor.undoes(last):
                 return Chain(self.factors[:-1])
+            if isinstance(last, Exact) and (both := kronecker(last.transform, factor.transform)) is not None:
+                return Chain((*self.factors[:-1], Exact(both)))
             if isinstance(factor.transform, Selection) and last is not None:
                 selected = self._taken(factor.transform, last)
                 if selected is not self:

@@ -26,7 +26,7 @@ def guarded(walk: Walk, condition: Form, x: Form) -> Form:
     plain = forms.narrowed(condition)
     if shape == x.shape and (plain.rank == 0 or plain.shape[-1] == ONE):
         # Zero is zero in every basis, and a row is zero or not as a whole.
-        peeled = symmetry.peel(walk, x, -1)
+        peeled = symmetry.peel(walk, x, -1) or symmetry.behind_heads(walk, x)
         if peeled is not None and peeled[1].width == peeled[1].size:
             return walk.mapped(guarded(walk, condition, peeled[0]), -1, Exact(peeled[1]))
         cut = symmetry.heads(walk, x)

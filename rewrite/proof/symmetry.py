@@ -86,9 +86,11 @@ def _ended(term: Term, axis: int) -> tuple[Term, Transform] | None:
         piece = axes[axis][0] if len(axes[axis]) == 1 else None
         if not (isinstance(transform, Repeated) and isinstance(piece, Piece) and piece.axis == term.axis):
             return None
-        if piece.stride != Dim.of(transform.right) or piece.size != Dim.of(transform.inner.size):
+        size, stride = piece.size.constant, piece.stride.constant
+        within = None if size is None or stride is None else transform.within(size, stride)
+        if within is None:
             return None
-        transform = transform.inner
+        transform = within
     chains = tuple(Chain(chain.factors[:-1]) for chain in term.chains)
     inner = term.axis if any(chain.body for chain in chains) else None
     return Term(term.atom, View(tuple(axes), term.view.fixed), inner, chains), transform
@@ -433,8 +435,8 @@ def tiled(transform: Transform, count: int) -> Transform:
 def repeat_blocks(transform: Transform, size: int, groups: int) -> Transform | None:
     """A map of each group of `size` channels, every group's `groups` times in a row; None where T mixes groups."""
     if isinstance(transform, Repeated):
-        if transform.right == 1 and transform.inner.size == size:
-            return Repeated(transform.inner, transform.left * groups)
+        if transform.within(size) is not None:
+            return Repeated(transform.inner, transform.left * groups, transform.right)
         if transform.right != 1 or transform.left != 1:
             return None
     values = diagonal_of(transform)

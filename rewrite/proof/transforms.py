@@ -787,6 +787,18 @@ class Repeated(Transform):
     def __post_init__(self) -> None:
         if self.inner.width != self.inner.size:
             raise ValueError("only a square map is repeated along an axis")
+        if isinstance(inner := self.inner, Repeated):
+            # I ⊗ (I ⊗ T ⊗ I) ⊗ I has one form.
+            object.__setattr__(self, "left", self.left * inner.left)
+            object.__setattr__(self, "right", inner.right * self.right)
+            object.__setattr__(self, "inner", inner.inner)
+
+    def within(self, size: int, stride: int = 1) -> Transform | None:
+        """The map of a group of `size` channels that are `stride` apart; None where it mixes them with others."""
+        if self.right % stride or (size * stride) % (self.inner.size * self.right):
+            return None
+        left, right = size * stride // (self.inner.size * self.right), self.right // stride
+        return self.inner if left == right == 1 else Repeated(self.inner, left, right)
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -828,6 +840,26 @@ class Repeated(Transform):
     @property
     def tensors(self) -> dict[str, np.ndarray]:
         return self.inner.tensors
+
+
+LARGEST_JOINED = 1 << 9
+"""Sign matrices are multiplied out to this size: that of a head, for which there is one name in both graphs."""
+
+
+def kronecker(first: Transform, second: Transform) -> Transform | None:
+    """`first`·`second` for two sign matrices that act on neighbouring digits of a channel's index; None for others."""
+    if first.size != second.size:
+        return None
+    for outer, inner in ((first, second), (second, first)):
+        a = outer if isinstance(outer, Repeated) else Repeated(outer)
+        b = inner if isinstance(inner, Repeated) else Repeated(inner)
+        s, t = a.inner, b.inner
+        if not (isinstance(s, Signs) and isinstance(t, Signs) and s.scale is not None and t.scale is not None):
+            return None
+        if a.right == t.size * b.right and s.size * t.size <= LARGEST_JOINED:
+            both = Signs(np.kron(s.values, t.values), s.scale * t.scale)
+            return both if a.left == b.right == 1 else Repeated(both, a.left, b.right)
+    return None
 
 
 @dataclass(frozen=True, eq=False)
