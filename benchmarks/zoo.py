@@ -6,8 +6,9 @@ Each family (`zoo_families.py`) is built small with non-trivial random weights a
 own; the capture is kept in the cache folder. On it, each pass runs alone after the passes it builds on
 (`PREREQUISITES`), and the default recipe runs as `rewrite convert` does. Every result is proved, and evaluated in
 float64 with unrounded constants against the capture: a result that is proved but off by more than `EXACT` is a silent
-error. The exit status is 1 if there is one, or a crash; both are named. Results are kept per family, so that a run
-that was stopped goes on where it was; they are made anew when the source of `rewrite` has changed since.
+error, and so is one whose lowered form runs with more noise than `rewrite.check` accepts. The exit status is 1 if there
+is one, or a crash; both are named. With `--together`, all passes run in order as well. Results are kept per family, so
+that a run that was stopped goes on where it was; they are made anew when the source of `rewrite` has changed since.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,7 +42,7 @@ EXACT = 1e-9
 CAPTURED = 1e-3
 """Largest relative error of a capture run in float32 against torch: a wrong translation is off by more."""
 
-CAPTURE_SECONDS, TRIAL_SECONDS = 300, 900
+CAPTURE_SECONDS, TRIAL_SECONDS = 300, 300
 
 Results = dict[str, Any]
 
@@ -136,12 +138,19 @@ class Trial:
         from rewrite.capture.canonicalize import canonicalize
         from rewrite.check.inputs import generate_inputs
         from rewrite.check.reference import evaluate
+        from rewrite.check.runtime import Session, unoptimized
 
         self.program, self.passes = program, {each.name: each for each in passes}
         sets = generate_inputs(program.original, sizes=((2, 11),))
         padded = [one for one in sets[1:] if any((one[n] == 0).any() for n in one if n == "attention_mask")]
         self.inputs = [sets[0], *padded[:1]]
         self.references = [evaluate(program.original, one) for one in self.inputs]
+        self.noises: list[dict[str, Any]] | None = None
+        try:
+            with Session(program.original, unoptimized()) as session:
+                self.noises = noises(self.references, [session.run(one) for one in self.inputs])
+        except Exception:  # noqa: BLE001 - ONNX Runtime cannot run the original, as the capture says
+            self.noises = None
         canonical = program.clone()
         canonicalize(canonical)
         self.canonical = canonical
@@ -149,6 +158,30 @@ class Trial:
         self.verdict, self.error = self.judged(canonical)
         self._after: dict[tuple[str, ...], Any] = {(): canonical}
         self._steps: dict[tuple[str, ...], Results] = {}
+
+    def ran(self, work: Any) -> Results:
+        """How a program runs, lowered, in ONNX Runtime: the largest noise ratio of an output, and the worst verdict."""
+        import rewrite
+        from rewrite.check.compare import SEVERITY, compare
+        from rewrite.check.runtime import Session
+        from rewrite.targets import session_options
+
+        if self.noises is None:
+            return {}
+        compared = []
+        with tempfile.TemporaryDirectory(prefix="rewrite-zoo-") as folder:
+            path = rewrite.lower(work).save(folder)
+            # Flushing denormals would also flush those of this process, and with them what is compared.
+            options = session_options(folder, config={"session.set_denormal_as_zero": "0"})
+            with Session(path, options) as session:
+                for one, reference, noise in zip(self.inputs, self.references, self.noises):
+                    found = session.run(one)
+                    for name, exact in reference.items():
+                        dtype = noise[name].dtype if name in noise else exact.dtype
+                        compared.append(compare(found[name], exact, dtype, noise.get(name)))
+        ratios = [max(each.noise_ratio, each.peak_ratio) for each in compared]
+        verdict = max((each.verdict for each in compared), key=SEVERITY.index)
+        return {"noise": max((each for each in ratios if not math.isnan(each)), default=None), "numerical": verdict}
 
     def judged(self, work: Any) -> tuple[Any, float]:
         """The verdict of the proof, and the largest relative error of an output in float64 with unrounded constants."""
@@ -166,18 +199,21 @@ class Trial:
 
     def step(self, names: tuple[str, ...]) -> Results:
         """What the last pass of `names` does after those before it, each of which is kept only where it is proved."""
+        from rewrite.calibrate import calibrated
         from rewrite.rule import apply_pass
 
         if names not in self._steps:
             begin, work = time.perf_counter(), self.after(names[:-1]).clone()
-            outcomes = apply_pass(work, self.passes[names[-1]]())
+            outcomes = apply_pass(work, calibrated(self.passes[names[-1]](), work, self.inputs[:1]))
             refused = [outcome.to_json() for outcome in outcomes if not _applied(outcome)]
             applied, kept = len(outcomes) - len(refused), False
             result: Results = {"applied": applied, "refused": refused, "status": "refused" if refused else "no site"}
             if applied:
                 verdict, error = self.judged(work)
-                result |= {"verdict": str(verdict), "error": error, "status": status(str(verdict), error)}
-                kept = verdict.holds
+                kept, measured = verdict.holds, self.ran(work) if verdict.holds else {}
+                state = status(str(verdict), error, measured.get("numerical"))
+                result |= {"verdict": str(verdict), "node": verdict.node, "cause": verdict.reason, "error": error}
+                result |= {**measured, "status": state}
             self._after[names] = work if kept else self._after[names[:-1]]
             self._steps[names] = result | {"kept": kept, "seconds": time.perf_counter() - begin}
         return self._steps[names]
@@ -216,15 +252,14 @@ class Trial:
         """`rewrite convert` with the default recipe: what it proves of the artifact, and how that runs."""
         import rewrite
         from rewrite.capture.onnx_file import load_onnx
-        from rewrite.check.compare import DIFFERENT
         from rewrite.recipes import RECIPES
 
         report = rewrite.convert(self.program, folder / "out", inputs=self.inputs)
         artifact = load_onnx(folder / "out" / "model.onnx")
         work = self.after(tuple(name for name in RECIPES["default"] if name in self.passes))
-        error = math.inf if report.numerical == DIFFERENT else self.judged(work)[1]
+        error = self.judged(work)[1]
         return {
-            "status": status(report.verdict, error),
+            "status": status(report.verdict, error, report.numerical),
             "verdict": report.verdict,
             "error": error,
             "norms": norms(work.model),
@@ -235,9 +270,26 @@ class Trial:
         }
 
 
-def status(verdict: str, error: float) -> str:
-    """What a verdict and a float64 error amount to; an error that is not a number counts as too large."""
-    right = error <= EXACT
+def noises(references: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What rounding did to every floating output of the original, as `rewrite.check` counts it."""
+    from rewrite.check.noise import Noise, typical
+
+    found = [
+        {name: Noise.of(run[name], exact) for name, exact in reference.items() if exact.dtype.kind == "f"}
+        for reference, run in zip(references, runs)
+    ]
+    for name in {name for each in found for name in each}:
+        share = typical([each[name] for each in found])
+        for each, reference in zip(found, references):
+            each[name] = each[name].at_least(*share, reference[name]) if each[name].is_rounding else each[name]
+    return found
+
+
+def status(verdict: str, error: float, numerical: str | None = None) -> str:
+    """What a verdict, a float64 error and a run amount to; an error that is not a number counts as too large."""
+    from rewrite.check.compare import ABOVE, DIFFERENT
+
+    right = error <= EXACT and numerical not in (ABOVE, DIFFERENT)
     if verdict.startswith(("BITWISE", "EQUAL")):
         return "proved" if right else "SILENT ERROR"
     return "not proved" if right else "wrong, not proved"
@@ -256,13 +308,18 @@ def _applied(outcome: Any) -> bool:
     return isinstance(outcome, Applied)
 
 
-def try_family(program: Any, passes: Sequence[type], keep: Any = lambda result: None) -> Results:
-    """Every pass on one captured program, and the default recipe. `keep(result)` sees it grow."""
+def try_family(
+    program: Any, passes: Sequence[type], keep: Any = lambda result: None, together: bool = False
+) -> Results:
+    """Every pass on one captured program, the default recipe, and with `together` all passes in order.
+
+    `keep(result)` sees it grow.
+    """
     result: Results = {"passes": {}}
     try:
         trial = Trial(program, passes)
     except Exception as error:  # noqa: BLE001 - a crash is a result here
-        return {"status": "crash", **_crash(error), "passes": {}}
+        return {**_crash(error), "passes": {}}
     verdict = status(str(trial.verdict), trial.error)
     result |= {"status": verdict, "verdict": str(trial.verdict), "error": trial.error, "norms": trial.norms}
     for each in passes:
@@ -270,19 +327,27 @@ def try_family(program: Any, passes: Sequence[type], keep: Any = lambda result: 
         try:
             result["passes"][each.name] = trial.run(each.name)
         except Exception as error:  # noqa: BLE001 - as above
-            result["passes"][each.name] = {"status": "crash", **_crash(error)}
+            result["passes"][each.name] = {"applied": 0, "refused": [], **_crash(error)}
     with tempfile.TemporaryDirectory(prefix="rewrite-zoo-") as folder:
-        for part, attempt in {"default": lambda: trial.default(Path(folder)), "together": trial.together}.items():
+        parts: dict[str, Any] = {"default": lambda: trial.default(Path(folder))}
+        if together:
+            parts["together"] = trial.together
+        for part, attempt in parts.items():
             keep(result | {"running": part})
             try:
                 result[part] = attempt()
             except Exception as error:  # noqa: BLE001 - as above
-                result[part] = {"status": "crash", **_crash(error)}
+                result[part] = _crash(error)
     return result
 
 
 def _crash(error: Exception) -> Results:
-    return {"reason": _line(error), "trace": traceback.format_exc()}
+    """A crash, unless `rewrite` says itself what it cannot do."""
+    from rewrite.errors import RewriteError
+
+    if isinstance(error, RewriteError):
+        return {"status": "declined", "reason": str(error)}
+    return {"status": "crash", "reason": _line(error), "trace": traceback.format_exc()}
 
 
 def _line(error: BaseException) -> str:
@@ -344,15 +409,17 @@ def captured(name: str, cache: Path, again: bool) -> Results:
     return result
 
 
-def tried(name: str, cache: Path, digest: str, keep: bool) -> Results:
+def tried(name: str, cache: Path, digest: str, keep: bool, together: bool) -> Results:
     """What the passes do on a captured family: the result in the cache if nothing changed since, or a new one."""
     path = cache / name / "result.json"
     known = _read(path)
-    if known is not None and "running" not in known and (keep or known.get("digest") == digest):
+    whole = known is not None and "running" not in known and ("together" in known or not together)
+    if known is not None and whole and (keep or known.get("digest") == digest):
         return known
     path.unlink(missing_ok=True)
     begin = time.perf_counter()
-    code, text = _worker(["--worker", "try", name, "--cache", str(cache)], TRIAL_SECONDS)
+    options = ["--together"] if together else []
+    code, text = _worker(["--worker", "try", name, "--cache", str(cache), *options], TRIAL_SECONDS)
     result = _read(path) or {"passes": {}}
     if code != 0 or "running" in result:
         where = result.pop("running", "start")
@@ -363,7 +430,7 @@ def tried(name: str, cache: Path, digest: str, keep: bool) -> Results:
     return result
 
 
-def work(kind: str, name: str, folder: Path) -> None:
+def work(kind: str, name: str, folder: Path, together: bool) -> None:
     """What a worker process does."""
     if kind == "capture":
         _write(folder / "capture.json", capture(name, folder))
@@ -374,7 +441,7 @@ def work(kind: str, name: str, folder: Path) -> None:
 
     path = folder / name / "result.json"
     program = Program.captured(load_onnx(folder / name / "model.onnx"), name)
-    _write(path, try_family(program, PASSES, lambda result: _write(path, result)))
+    _write(path, try_family(program, PASSES, lambda result: _write(path, result), together))
 
 
 def faults(name: str, result: Results) -> list[str]:
@@ -382,7 +449,8 @@ def faults(name: str, result: Results) -> list[str]:
     lines = []
     for part, found in _parts(result).items():
         if found.get("status") == "SILENT ERROR":
-            lines.append(f"{name}, {part}: SILENT ERROR, {found['verdict']} with an error of {found['error']:.1e}")
+            ran = f"; run: {found['numerical']}, {found.get('noise', math.nan):.3g}" if "numerical" in found else ""
+            lines.append(f"{name}, {part}: SILENT ERROR, {found['verdict']}, float64 error {found['error']:.1e}{ran}")
         elif found.get("status") == "crash":
             lines.append(f"{name}, {part}: crash, {found['reason']}")
     return lines
@@ -410,10 +478,13 @@ def page(captures: Mapping[str, Results], results: Mapping[str, Results], kinds:
     passes = list(dict.fromkeys(name for result in results.values() for name in result.get("passes", {})))
     found = [line for name, result in results.items() for line in faults(name, result)]
     caught = [line for name, result in results.items() for line in suspects(name, result)]
+    nodes = {name: captures.get(name, {}).get("nodes", 0) for name in results}
     lines = ["# The zoo", "", *_summary(captures, results, kinds, passes, found, caught)]
+    lines += ["", "## Passes", "", *_passes(results, passes)]
     lines += ["", "## Families", "", *_families(captures, results, kinds)]
     lines += ["", "## Passes on families", "", *_matrix(results, passes)]
-    lines += ["", "## What the reasons mean", "", *_reasons(results)]
+    lines += ["", "## Where a requirement does not hold", "", *_reasons(results)]
+    lines += ["", "## Where the proof does not follow", "", *_unproved(results, nodes)]
     left = {name: each for name, each in captures.items() if name not in results}
     if left:
         lines += ["", "## Not captured", "", "| family | what came of it | reason |", "|---|---|---|"]
@@ -431,8 +502,10 @@ def _summary(
 ) -> Iterable[str]:
     from importlib.metadata import version
 
-    yield "Written by `python benchmarks/zoo.py`, from small networks with non-trivial random weights:"
-    yield "each family is captured, each pass runs on it after the passes it builds on, every result is proved"
+    from rewrite.check.noise import NOISE_LIMIT
+
+    yield f"Written by `python benchmarks/zoo.py --docs docs/{DOCS.name}`, from small networks with non-trivial random"
+    yield "weights: each family is captured, each pass runs on it after the passes it builds on, every result is proved"
     yield f"and evaluated in float64 with unrounded constants (bound: {EXACT:.0e}), and the default recipe's artifact"
     yield "runs in ONNX Runtime."
     yield ""
@@ -443,11 +516,14 @@ def _summary(
     errors = [e["error"] for r in results.values() for e in (*r["passes"].values(), r) if "error" in e]
     finite = [error for error in errors if error <= EXACT]
     yield f"* {len(results)} families: {', '.join(f'{n} {kind}' for kind, n in count.items())};"
-    yield f"  transformers {version('transformers')}, torch {version('torch')}."
+    libraries = ("transformers", "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy")
+    yield f"  {', '.join(f'{each} {version(each)}' for each in libraries)}."
     yield f"* {len(passes)} passes, {len(trials)} runs: {states['proved']} applied and proved, {states['refused']}"
     yield f"  refused with a reason, {states['no site']} without a site, {states['not proved']} applied and undone:"
     yield "  the proof does not follow them (a refusal with the reason PROOF)."
-    yield f"* Largest float64 error of a proved result: {max(finite, default=0.0):.1e}."
+    yield f"* Largest float64 error of a proved result: {max(finite, default=0.0):.1e}; largest noise ratio:"
+    ratios = [each["noise"] for each in trials if each.get("noise") is not None]
+    yield f"  {max(ratios, default=0.0):.2f}, of norms or of largest entries ({NOISE_LIMIT:g} is accepted)."
     yield f"* Default recipe, lowered: proved on {equal} of {len(results)} families."
     yield f"* Silent errors: {sum('SILENT' in line for line in found)}. Crashes: {sum('crash' in x for x in found)}."
     yield f"* Results that are wrong and that the proof refused: {len(caught)}."
@@ -455,6 +531,24 @@ def _summary(
         yield f"  * {_cell(line)}"
     yield ""
     yield "Captures are cached, so that a rerun takes minutes; `--again` captures anew, `--help` says the rest."
+
+
+def _passes(results: Mapping[str, Results], passes: Sequence[str]) -> Iterable[str]:
+    yield "Families where the pass was applied and proved, at how many sites; where it refused every site, had none, or"
+    yield "was undone because the proof does not follow it. Error: the largest in float64. Noise: median and largest."
+    yield ""
+    yield "| pass | proved | sites | refused | no site | PROOF | error | noise | largest on |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---|"
+    for each in passes:
+        tried = {name: result["passes"][each] for name, result in results.items() if each in result.get("passes", {})}
+        states = Counter(found["status"] for found in tried.values())
+        proved = {name: found for name, found in tried.items() if found["status"] == "proved"}
+        sites = sum(found["applied"] for found in proved.values())
+        error = max((found["error"] for found in proved.values()), default=None)
+        noise = sorted((found["noise"], name) for name, found in proved.items() if found.get("noise") is not None)
+        shown = (f"{noise[len(noise) // 2][0]:.2f}, {noise[-1][0]:.2f}", noise[-1][1]) if noise else ("", "")
+        counts = (states["proved"], sites, states["refused"], states["no site"], states["not proved"])
+        yield f"| {each} | {' | '.join(map(str, counts))} | {_number(error)} | {' | '.join(shown)} |"
 
 
 def _families(
@@ -481,6 +575,8 @@ def _families(
 
 
 def _verdict(found: Results) -> str:
+    if found.get("status") == "declined":
+        return _cell(f"declined: {found['reason']}")
     if found.get("status") in ("crash", "SILENT ERROR", None):
         return f"**{found.get('status', 'crash')}**"
     kind = found["verdict"].split("(")[0].split(" ")[0]
@@ -497,50 +593,76 @@ def _norms(result: Results, done: Results) -> str:
 
 
 def _matrix(results: Mapping[str, Results], passes: Sequence[str]) -> Iterable[str]:
-    yield "A number: sites where the pass was applied, proved, and equal in float64. Then the first reasons of sites"
-    yield "that were refused. –: the network has no such site. PROOF: applied, not followed by the proof, hence undone."
-    yield "All: every pass, in order, each kept where the proof follows: how many were, and the verdict of the whole."
+    yield "A number: sites where the pass was applied, proved, and equal in float64; after × the noise ratio of the"
+    yield "lowered network. Then the requirements that refused sites. –: the network has no such site. PROOF: applied,"
+    yield "not followed by the proof, hence undone."
+    whole = any("together" in result for result in results.values())
+    if whole:
+        yield "All: every pass in order, each kept where the proof follows: how many were, and the whole's verdict."
     yield ""
-    yield "| family | " + " | ".join(passes) + " | all |"
-    yield "|---|" + "---|" * (len(passes) + 1)
+    yield "| family | " + " | ".join(passes) + " |" + " all |" * whole
+    yield "|---|" + "---|" * (len(passes) + whole)
     for name, result in results.items():
         cells = [_tried(result.get("passes", {}).get(each)) for each in passes]
-        whole = result.get("together", {})
-        yield f"| {name} | {' | '.join(cells)} | {whole.get('kept', '')} {_verdict(whole)} |"
+        last = result.get("together", {})
+        yield f"| {name} | {' | '.join(cells)} |" + f" {last.get('kept', '')} {_verdict(last)} |" * whole
 
 
 def _tried(found: Results | None) -> str:
     if found is None:
         return "?"
-    if found["status"] in ("crash", "SILENT ERROR"):
+    if found["status"] in ("crash", "SILENT ERROR", "declined"):
         return f"**{found['status']}**"
-    reasons = list(dict.fromkeys(each["requirement"] for each in found["refused"]))
     if found["status"] in ("not proved", "wrong, not proved"):
         return "PROOF"
-    return " ".join([str(found["applied"])] * bool(found["applied"]) + reasons[:3]) or "–"
+    reasons = sorted({each["requirement"] for each in found["refused"]})
+    noise = f" ×{found['noise']:.1f}" if found.get("noise") is not None else ""
+    return " ".join([f"{found['applied']}{noise}"] * bool(found["applied"]) + reasons) or "–"
 
 
 def _reasons(results: Mapping[str, Results]) -> Iterable[str]:
     texts: dict[tuple[str, str], tuple[str, int, str]] = {}
-    unproved: dict[tuple[str, str], list[str]] = {}
     for name, result in results.items():
         for each, found in result.get("passes", {}).items():
             for refusal in found.get("refused", ()):
                 key = (each, refusal["requirement"])
                 text, count, example = texts.get(key, (refusal["text"], 0, f"{name}: {refusal['reason']}"))
                 texts[key] = (text, count + 1, example)
-            if found.get("status") == "not proved":
-                unproved.setdefault((each, found["verdict"][:160]), []).append(name)
     yield "| pass | reason | requirement | sites refused | for example |"
     yield "|---|---|---|---:|---|"
     for (each, requirement), (text, count, example) in sorted(texts.items()):
         yield f"| {each} | {requirement} | {_cell(text)} | {count} | {_cell(example)} |"
-    if unproved:
-        yield ""
-        yield "| pass | the proof stopped at | families |"
-        yield "|---|---|---|"
-        for (each, verdict), names in sorted(unproved.items()):
-            yield f"| {each} | {_cell(verdict)} | {', '.join(names)} |"
+
+
+def unproved(results: Mapping[str, Results], nodes: Mapping[str, int]) -> list[tuple[str, str, list[str], str]]:
+    """Pass, cause, families (the smallest first) and that one's node, of what the proof does not follow; the most
+    frequent first."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for name, result in results.items():
+        for each, trial in result.get("passes", {}).items():
+            if trial.get("status") in ("not proved", "wrong, not proved"):
+                found.setdefault((each, _general(trial["cause"])), {})[name] = trial["node"]
+    rows = []
+    for (each, cause), places in found.items():
+        names = sorted(places, key=lambda name: (nodes.get(name, 0), name))
+        rows.append((each, cause, names, places[names[0]]))
+    return sorted(rows, key=lambda row: (-len(row[2]), row[0], row[1]))
+
+
+_NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_NAMED = re.compile(rf"(?<![\w.])(?:(?P<number>{_NUMBER})|\w+(?:[./]\w+)+)(?![\w.])")
+
+
+def _general(cause: str) -> str:
+    """A reason without the names and numbers of one network."""
+    return _NAMED.sub(lambda match: "n" if match["number"] else "…", cause)
+
+
+def _unproved(results: Mapping[str, Results], nodes: Mapping[str, int]) -> Iterable[str]:
+    yield "| pass | the proof says | families | for example |"
+    yield "|---|---|---:|---|"
+    for each, cause, names, node in unproved(results, nodes):
+        yield f"| {each} | {_cell(cause)} | {len(names)} | {names[0]}, at {_cell(node)} |"
 
 
 def _cell(text: str) -> str:
@@ -567,11 +689,12 @@ def main() -> int:
     parser.add_argument("--cached-only", action="store_true", help="leave out families that are not in the cache")
     parser.add_argument("--again", action="store_true", help="capture anew")
     parser.add_argument("--keep", action="store_true", help="keep results of another version of the source")
+    parser.add_argument("--together", action="store_true", help="all passes in order on each family as well")
     parser.add_argument("--docs", type=Path, default=None, metavar="FILE", help=f"write the page, {DOCS.name} say")
     parser.add_argument("--worker", choices=("capture", "try"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        work(given.worker, given.families[0], given.cache)
+        work(given.worker, given.families[0], given.cache, given.together)
         return 0
     given.cache.mkdir(parents=True, exist_ok=True)
     from zoo_families import ZOO
@@ -593,7 +716,7 @@ def main() -> int:
     usable = [name for name, made in captures.items() if (given.cache / name / "model.onnx").is_file()]
     digest, results = source_digest(), {}
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        waiting = {name: pool.submit(tried, name, given.cache, digest, given.keep) for name in usable}
+        waiting = {name: pool.submit(tried, name, given.cache, digest, given.keep, given.together) for name in usable}
         for name, future in waiting.items():
             results[name] = future.result()
             done = results[name].get("default", {})

@@ -14,6 +14,7 @@ import pytest
 from networks import network
 
 from rewrite.basis.regions import Use
+from rewrite.errors import RequestError
 from rewrite.ir.constants import weight_behind
 from rewrite.ir.program import Program
 from rewrite.ir.weights import Constant, Scale
@@ -90,7 +91,7 @@ CONTROLS = (Right, TooLittleToBeSeen, TooMuch, Crashing, Refusing, FoldNorm)
 def result(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("rewrite.recipes.RECIPES", {"default": ("fold-norm",)})
     monkeypatch.setattr(zoo, "_STREAM", ())
-    return json.loads(json.dumps(zoo.try_family(network(TEXT), CONTROLS)))
+    return json.loads(json.dumps(zoo.try_family(network(TEXT), CONTROLS, together=True)))
 
 
 def test_each_control_is_judged_as_what_it_is(result: dict[str, Any]) -> None:
@@ -125,8 +126,9 @@ def test_silent_errors_and_crashes_are_named(zoo: Any, result: dict[str, Any]) -
 def test_the_page_shows_them(zoo: Any, result: dict[str, Any]) -> None:
     page = zoo.page({"control": {"nodes": 2, "torch": 1e-7}}, {"control": result}, {"control": "decoder"})
     assert "Silent errors: 1. Crashes: 2." in page
-    assert "| control | 1 | **SILENT ERROR** | PROOF | **crash** | R1 | 1 |" in page
+    assert "| control | 1 ×1.0 | **SILENT ERROR** | PROOF | **crash** | R1 | 1 ×" in page
     assert "| refusing | R1 | nothing is right | 1 | control: it is here |" in page
+    assert "| too-much | … is n ulp off at (n, n) | 1 | control, at " in page
 
 
 def test_the_comparison_rejects_what_is_wrong(zoo: Any) -> None:
@@ -139,6 +141,39 @@ def test_the_comparison_rejects_what_is_wrong(zoo: Any) -> None:
     for each in wrong:
         assert not zoo.relative_error(each(exact), exact) <= zoo.CAPTURED / 2
     assert zoo.relative_error(np.array([1, 2]), np.array([1, 3])) == np.inf
+
+
+def test_a_run_above_the_noise_is_a_silent_error(zoo: Any) -> None:
+    assert zoo.status("EQUAL(0.5 ulp)", 0.0, "within noise") == "proved"
+    assert zoo.status("EQUAL(0.5 ulp)", 0.0, "unsettled") == "proved"
+    for numerical in ("above noise", "different"):
+        assert zoo.status("EQUAL(0.5 ulp)", 0.0, numerical) == "SILENT ERROR"
+    assert zoo.status("UNKNOWN(y, because)", 0.0, None) == "not proved"
+    assert zoo.status("EQUAL", float("nan"), None) == "SILENT ERROR"
+
+
+def test_what_rewrite_says_it_cannot_do_is_no_crash(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def declining(*_: object, **__: object) -> None:
+        raise RequestError("is too large", where="the network", remedy="take another")
+
+    monkeypatch.setattr("rewrite.convert", declining)
+    result = zoo.try_family(network(TEXT), ())
+    assert result["default"]["status"] == "declined"
+    assert not zoo.faults("control", result)
+
+
+def test_the_proofs_reasons_are_grouped(zoo: Any) -> None:
+    one = "model.layers.0.self_attn.q_proj.weight is 1.2 ulp off at (3, 46)"
+    other = "bert.encoder.layer.1.key.weight_transposed.scaled is 6.95e+06 ulp off at (12, 0)"
+    trials = {
+        name: {"passes": {"smooth": {"status": "not proved", "cause": cause, "node": f"{name}/Mul"}}}
+        for name, cause in {"large": one, "small": other, "else": "no value of the original is the same sum"}.items()
+    }
+    rows = zoo.unproved(trials, {"large": 9, "small": 4, "else": 1})
+    assert rows == [
+        ("smooth", "… is n ulp off at (n, n)", ["small", "large"], "small/Mul"),
+        ("smooth", "no value of the original is the same sum", ["else"], "else/Mul"),
+    ]
 
 
 def test_a_pass_runs_after_those_it_builds_on(zoo: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FAMILIES = ("llama_mqa", "roberta_prelayernorm", "t5_gated", "convnextv2", "whisper_encoder")
+FAMILIES = ("llama_mqa", "roberta_prelayernorm", "t5_gated", "convnextv2", "whisper_encoder", "paligemma")
 
 
 @pytest.mark.slow

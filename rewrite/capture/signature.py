@@ -194,7 +194,8 @@ def _given_signature(model: PreTrainedModel, given: dict[str, torch.Tensor]) -> 
         if described.kind == "token_ids":
             signature.inputs[name] = Described("token_ids", 0, _vocabulary(model))
         elif described.kind == "token_type_ids":
-            signature.inputs[name] = Described("token_type_ids", 0, model.config.get_text_config().type_vocab_size)
+            types = getattr(model.config.get_text_config(), "type_vocab_size", 2)  # without a table: prefix and suffix
+            signature.inputs[name] = Described("token_type_ids", 0, types)
     maximum = maximum_sequence(model)
     if maximum is not None and any("sequence" in axes.values() for axes in signature.axes.values()):
         signature.maxima["sequence"] = maximum
