@@ -161,6 +161,22 @@ block (float[B, S, 6] x, float[6] g, float[6] b, float[6, 6] q, float[6] qb, flo
 }
 """
 
+BIASED = """
+biased (float[B, S, 6] x, float[6] g, float[6] b, float[6, 6] q, float[6] qb, float[4, 6] k, float[4] kb, float[6, 6] o)
+    => (float[B, S, 6] y, float[B, S, 4] z)
+{
+    n = LayerNormalization (x, g, b)
+    p = MatMul (n, q)
+    a = Add (p, qb)
+    t = Tanh (a)
+    h = MatMul (t, o)
+    y = Add (h, x)
+    kt = Transpose <perm = [1, 0]> (k)
+    c = MatMul (n, kt)
+    z = Add (kb, c)
+}
+"""
+
 PATCHES = """
 patches (float[B, 4, 4, 6] x, float[6] g, float[6] b, float[5, 6, 3, 3] kernel) => (float[B, 5, 4, 4] y)
 {
@@ -368,6 +384,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "scale-query-key": lambda: _heads(ScaleQueryKey()),
     "smooth": lambda: [
         *[Case(f"block, {rule.shift}", BLOCK, (rule,)) for rule in (Smooth(), Smooth(shift=True))],
+        Case("biases", BIASED, (Smooth(shift=True),)),
         Case("patches", PATCHES, (Smooth(),)),
         Case("stack", STACK, (Smooth(),)),
     ],
@@ -375,10 +392,11 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         Case("relu", MLP.format(activation="r = Relu (a)"), (Equalize(),)),
         Case("gate", GATED, (Equalize(),)),
         Case("fused", FUSED, (Equalize(),)),
-        Case("convolutions", CONVOLUTIONS, (Equalize(),)),
+        Case("convolutions", CONVOLUTIONS, (Equalize(),), weights={"var": [0.5, 1.0, 1.5, 2.0]}),
     ],
     "reparameterize-norm-scale": lambda: [
         Case("block", BLOCK, (ReparameterizeNormScale(),)),
+        Case("biases", BIASED, (ReparameterizeNormScale(),)),
         Case("stack", STACK, (ReparameterizeNormScale(),)),
     ],
     "rotate-online": lambda: [
@@ -386,7 +404,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         Case("two readers", TWO_READERS, (RotateOnline(),)),
         Case("experts", EXPERTS, (RotateOnline(),)),
         Case("a cache", CACHED, (RotateOnline(),), ("x", "step", "past", "v")),
-        *_heads(RotateOnline(), "grouped queries, half-split rotary", "written out"),
+        *_heads(RotateOnline(min_size=4), "grouped queries, half-split rotary", "written out"),
     ],
 }
 """Name of a pass → networks on which it applies."""

@@ -2,10 +2,12 @@
 
 `corruptions.py` breaks a model as such. Here the wrong is what a wrong *pass* would do, or write down:
 
-* `wrong_constants`: one constant is computed wrongly: left as it was, transformed twice, by the inverse, along the other
-  axis, by a map of which a row has the other sign, two rows change places, an entry is off;
+* `wrong_constants`: one constant is computed wrongly: left as it was, transformed twice, by the inverse, along the
+  other axis, with another seed, one head of several otherwise, by a map of which a row has the other sign, two rows
+  change places, an entry is off;
 * `wrong_transforms`: everything is transformed as it should be, and the relations say so, but by a map that the
   operators between do not commute with: not orthogonal, not positive, not equal in a rotary pair, another in one head;
+* `stale_constants`: of several readers of a constant one still reads what it was before the pass;
 * `wrong_relations`: the model is right, and the certificate lies about a value of it.
 
 They know nothing of models; whether one really computes something else is for the caller's float64 witness to say.
@@ -14,6 +16,7 @@ They know nothing of models; whether one really computes something else is for t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +24,21 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from rewrite.ir.edit import Editor
 from rewrite.ir.program import Program
-from rewrite.ir.weights import Add, Center, Constant, MaterializedTensor, Scale, Transformed, Transpose, Weight
+from rewrite.ir.weights import (
+    Add,
+    Center,
+    Constant,
+    MaterializedTensor,
+    Scale,
+    Transformed,
+    Transpose,
+    Weight,
+    weight_of,
+)
 from rewrite.proof.transforms import (
+    Hadamard,
     Invertible,
     Isometry,
     Orthogonal,
@@ -149,7 +164,11 @@ def _wrong_parts(part: Weight, rng: np.random.Generator) -> Iterator[tuple[str, 
         for axis, size in enumerate(part.inner.shape):
             if axis != part.axis and size == part.map.size:
                 yield f"along axis {axis}", Transformed(part.inner, part.map, axis)
+        if (other := _with_another_seed(part.map)) is not None:
+            yield "with another seed", Transformed(part.inner, other, part.axis)
         matrix = part.map.apply(np.eye(part.map.size))
+        for what, wrong in _wrong_blocks(matrix, rng):
+            yield what, Transformed(part.inner, Matrix(wrong), part.axis)
         for what, wrong in _wrong_matrices(matrix, rng):
             yield what, Transformed(part.inner, Matrix(wrong), part.axis)
     if isinstance(part, Scale):
@@ -186,6 +205,36 @@ def _wrong_parts(part: Weight, rng: np.random.Generator) -> Iterator[tuple[str, 
         yield "in the other order", Constant(part.value[::-1].copy())
 
 
+def _with_another_seed(map: Any) -> Transform | None:
+    if isinstance(map, Repeated):
+        inner = _with_another_seed(map.inner)
+        return None if inner is None else dataclasses.replace(map, inner=inner)
+    return dataclasses.replace(map, seed=(map.seed or 0) + 1) if isinstance(map, Hadamard) else None
+
+
+def _wrong_blocks(matrix: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    """One head of several left as it was, turned the other way, or with the map of another."""
+    n = len(matrix)
+    if matrix.shape != (n, n):
+        return
+    for size in range(2, n):
+        groups = np.arange(n) // size
+        if n % size == 0 and not matrix[groups[:, None] != groups].any():
+            break
+    else:
+        return
+    i, j = (slice(size * int(k), size * (int(k) + 1)) for k in rng.choice(n // size, 2, replace=False))
+    for what, block in (
+        ("left as it was", np.eye(size)),
+        ("the other way", np.linalg.inv(matrix[i, i])),
+        ("mapped as another", matrix[j, j]),
+    ):
+        wrong = matrix.copy()
+        wrong[i, i] = block
+        if not np.array_equal(wrong, matrix):
+            yield f"channels {i.start} to {i.stop - 1} {what}", wrong
+
+
 def _wrong_matrices(matrix: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
     """One row with the other sign, two rows exchanged, an entry off, a row inverted in size."""
     i, j = (int(each) for each in rng.choice(len(matrix), 2, replace=False)) if len(matrix) > 1 else (0, 0)
@@ -199,9 +248,32 @@ def _wrong_matrices(matrix: np.ndarray, rng: np.random.Generator) -> Iterator[tu
     k = int(np.abs(wrong[i]).argmax())
     wrong[i, k] *= 1.001
     yield f"entry ({i}, {k}) × 1.001", wrong
-    wrong = matrix.copy()
-    wrong[i] /= (wrong[i] ** 2).sum()
-    yield f"row {i} inverted", wrong
+    if matrix[i].any():
+        wrong = matrix.copy()
+        wrong[i] /= (wrong[i] ** 2).sum()
+        yield f"row {i} inverted", wrong
+
+
+def stale_constants(program: Program, before: Program, pass_name: str) -> Wrong:
+    """A constant with several readers, of which one reads what stood there before the pass."""
+    origin = {
+        new: old
+        for record in program.records
+        if isinstance(record, Applied) and record.pass_name == pass_name
+        for new, old in record.changed.items()
+    }
+    for name, old in sorted(origin.items()):
+        value, earlier = program.model.graph.initializers.get(name), before.model.graph.initializers.get(old)
+        if value is None or earlier is None or earlier.const_value is None or value.shape != earlier.shape:
+            continue
+        for index in range(len(value.uses())):
+            mutant = program.clone()
+            kept = mutant.model.graph.initializers[name]
+            if (again := mutant.model.graph.initializers.get(old)) is None:
+                again = Editor(mutant.model, "mutant").initializer(old, weight_of(earlier.const_value), earlier.dtype)
+            use = list(kept.uses())[index]
+            use.node.replace_input_with(use.idx, again)
+            yield f"{name}: {use.node.name} still reads {old}", mutant
 
 
 # --------------------------------------------------------------------------------------------------- all constants
@@ -210,7 +282,9 @@ def _wrong_matrices(matrix: np.ndarray, rng: np.random.Generator) -> Iterator[tu
 def wrong_transforms(program: Program, pass_name: str, rng: np.random.Generator) -> Wrong:
     """The pass done consistently with another map, which the relations name truthfully."""
     mine = {
-        step["transform"] for relation in program.relations.values() for step in steps(relation)
+        step["transform"]
+        for relation in program.relations.values()
+        for step in steps(relation)
         if step["pass"] == pass_name
     }
     innermost: dict[object, Transform] = {}
@@ -226,11 +300,18 @@ def wrong_transforms(program: Program, pass_name: str, rng: np.random.Generator)
 def _base(step: Step) -> Transform | None:
     while isinstance(step, Repeated):
         step = step.inner
-    return None if isinstance(step, Shift | Isometry | Selection) else step
+    return None if isinstance(step, Shift | Isometry) else step
 
 
 def _wrong_maps(base: Transform, rng: np.random.Generator) -> Iterator[tuple[str, Transform]]:
     n = base.size
+    if isinstance(base, Selection):
+        left_out = sorted(set(range(n)) - set(base.indices))
+        for j in left_out[:2]:
+            place = int(rng.integers(base.width))
+            indices = (*base.indices[:place], j, *base.indices[place + 1 :])
+            yield f"channel {j} instead of {base.indices[place]}", Selection(n, indices)
+        return
     if isinstance(base, Scaling | Reciprocal):
         values = (base if isinstance(base, Scaling) else base.scaling).values.copy()
         i = int(rng.integers(n))
@@ -293,7 +374,7 @@ def _reads(value: ir.Value) -> Callable[[int], bool]:
         assert value.shape is not None
         current, place = value, axis
         while True:
-            use = current.uses()[0]
+            use = next(iter(current.uses()))
             if use.node.op_type == "Transpose":
                 place = list(use.node.attributes["perm"].as_ints()).index(place)
                 current = use.node.outputs[0]
@@ -334,7 +415,7 @@ def wrong_relations(
             for what, other in _other_steps(step, rng):
                 changed = {"transform": "composition", "steps": [*said[:-1], {**last, "transform": "other"}]}
                 yield f"{name}: {what}", name, changed, {**transforms, "other": other}
-    for one, other in zip(names, names[1:]):
+    for one, other in itertools.pairwise(names):
         if claims[one] != claims[other]:
             yield f"{one}: what is said of {other}", one, dict(claims[other]), dict(transforms)
 

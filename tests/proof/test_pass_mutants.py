@@ -1,0 +1,74 @@
+"""Every pass of a change of basis, got wrong in every way we know: a sample with every run, the whole behind `slow`.
+
+The counts are floors a pass, so that they hold in whichever process a test runs.
+"""
+
+from __future__ import annotations
+
+import pytest
+from proof.pass_cases import CASES
+from proof.pass_mutants import check_pass
+
+from rewrite.passes import PASSES
+
+STRIDE = 12
+"""One mutant in so many is in the sample."""
+
+SAMPLE = {
+    "fold-scale": 3,
+    "eliminate-dead-channels": 4,
+    "merge-duplicate-channels": 4,
+    "center-residual": 7,
+    "fold-norm": 8,
+    "compress-residual": 15,
+    "rotate-residual": 48,
+    "stabilize-norm": 6,
+    "rotate-heads": 32,
+    "scale-heads": 46,
+    "affine-heads": 27,
+    "scale-query-key": 21,
+    "smooth": 8,
+    "equalize": 18,
+    "reparameterize-norm-scale": 7,
+    "rotate-online": 13,
+}
+"""How many mutants of a pass the sample has at least."""
+
+WHOLE = {
+    "fold-scale": 33,
+    "eliminate-dead-channels": 63,
+    "merge-duplicate-channels": 49,
+    "center-residual": 87,
+    "fold-norm": 112,
+    "compress-residual": 191,
+    "rotate-residual": 633,
+    "stabilize-norm": 84,
+    "rotate-heads": 407,
+    "scale-heads": 644,
+    "affine-heads": 355,
+    "scale-query-key": 280,
+    "smooth": 111,
+    "equalize": 218,
+    "reparameterize-norm-scale": 81,
+    "rotate-online": 159,
+}
+"""How many mutants of a pass there are at least."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_sample_of_the_mutants_is_rejected(name: str) -> None:
+    count = check_pass(name, STRIDE)
+    assert count >= SAMPLE[name], f"only {count} of the sampled mutants are told apart in float64"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_mutant_is_rejected(name: str) -> None:
+    count = check_pass(name)
+    assert count >= WHOLE[name], f"only {count} mutants are told apart in float64"
+
+
+def test_every_pass_has_mutants_and_there_are_at_least_a_thousand() -> None:
+    assert set(CASES) == set(SAMPLE) == set(WHOLE) == {rule.name for rule in PASSES}
+    assert sum(SAMPLE.values()) >= 250
+    assert sum(WHOLE.values()) >= 1000
