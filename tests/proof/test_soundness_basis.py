@@ -19,6 +19,9 @@ from pairs import COARSE, ROUNDING, by_standard, computed, departure, feed, mode
 from rewrite.proof import Proof, prove
 from rewrite.proof import transforms as t
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+"""A warning turned into an error would stop the proof, and look like a refusal."""
+
 Steps = Sequence[tuple[str, int]]
 R = np.random.default_rng(11)
 
@@ -527,6 +530,125 @@ RIGHT["a cast to what sixteen bits hold"] = Pair(
     LIKE, "(float[B] x) => (float[B] y) { y = Identity(x) }", {"z": np.zeros(1, np.float16)}
 )
 OPEN["a cast to what eight bits hold"] = "a constant of eight bits is a real number like any other"
+
+NOT_A_NUMBER = {"c": np.float32(np.nan)}
+for operator in ("Mul", "Add", "Div"):
+    text = f"(float[B,4] x) => (float[B,4] y) {{ y = {operator}(x, c) }}"
+    WRONG[f"no number in place of one, {operator}"] = alike(text, {"c": np.float32(2)}, NOT_A_NUMBER)
+    OPEN[f"no number in place of one, {operator}"] = "whatever is compared with NaN is not too far from it"
+WRONG["infinities that cancel"] = Pair(
+    "(float[B,4] x) => (float[B,4] y) { y = Identity(x) }",
+    "(float[B,4] x) => (float[B,4] y) { a = Mul(x, p) b = Mul(x, q) y = Add(a, b) }",
+    {}, {"p": np.float32(np.inf), "q": np.float32(-np.inf)},
+)  # fmt: skip
+OPEN["infinities that cancel"] = "whatever is compared with NaN is not too far from it"
+WRONG["an infinity in place of a number"] = alike(text, {"c": np.float32(2)}, {"c": np.float32(np.inf)})
+WRONG["a bound that is no number"] = alike(
+    "(float[B,4] x) => (float[B,4] y) { y = Clip(x, c) }", {"c": np.float32(-9)}, NOT_A_NUMBER
+)
+ROOT = (
+    "(float[B,4] x) => (float[B,4] y) { s = Mul(x, x) m = ReduceMean(s, last) e = Add(m, c) r = Sqrt(e) y = Div(x, r) }"
+)
+WRONG["an epsilon that is no number"] = alike(ROOT, {"c": np.float32(1e-3), "last": [-1]}, NOT_A_NUMBER)
+OPEN["an epsilon that is no number"] = "whatever is compared with NaN is not too far from it"
+RIGHT["an epsilon as an attribute"] = Pair(
+    ROOT, "(float[B,4] x) => (float[B,4] y) { y = RMSNormalization<epsilon=0.001>(x, g) }",
+    {"c": np.float32(1e-3), "last": [-1]}, {"g": np.ones(4, np.float32)},
+)  # fmt: skip
+WRONG["an epsilon scaled with the channels"] = Pair(
+    ROOT, "(float[B,4] x) => (float[B,4] y) { d = Mul(x, two) y = RMSNormalization<epsilon=0.001>(d, g) }",
+    {"c": np.float32(1e-3), "last": [-1]}, {"g": np.ones(4, np.float32), "two": np.float32(2)},
+)  # fmt: skip
+
+# Names of dimensions are those of the proof's own sizes.
+WRONG["a dimension that is named like a broadcast"] = Pair(
+    '(float["broadcast(B,S)"] x, float[B] z, float[S] w) => (int64[1] y) { d = Add(z, w) u = Add(x, z) y = Shape(u) }',
+    '(float["broadcast(B,S)"] x, float[B] z, float[S] w) => (int64[1] y) { y = Shape(x) }',
+    inputs={"x": np.ones(1, np.float32), "z": np.ones(3, np.float32), "w": np.ones(3, np.float32)},
+)
+OPEN["a dimension that is named like a broadcast"] = "the name of a dimension is read as a size of the proof's own"
+
+# ── A declared tolerance ────────────────────────────────────────────────────────────────────────────────────────────
+
+NEARLY = WQ.copy()
+NEARLY[1, 2] *= 1.001
+WRONG["a tolerance of 64 ulps does not hide 8,000"] = Pair(PRODUCT, PRODUCT, {"w": WQ}, {"w": NEARLY}, ulps=64.0)
+SUMMED = "(float[B,4] x) => (float[B,4] y) { a = MatMul(x, w) b = MatMul(x, v) y = Add(a, b) }"
+WRONG["a tolerance is counted at the terms of the original"] = Pair(
+    PRODUCT,
+    SUMMED,
+    {"w": WQ},
+    {"w": np.full((4, 4), 1e6, np.float32), "v": np.full((4, 4), -1e6, np.float32)},
+    ulps=64.0,
+)
+OPEN["a tolerance is counted at the terms of the original"] = OPEN["huge matrices that cancel"]
+
+
+@pytest.mark.parametrize(("ulps", "kind"), [(1.0, "UNKNOWN"), (64.0, "EQUAL_MODULO")])
+def test_a_declared_tolerance_is_named(ulps: float, kind: str) -> None:
+    off = WQ * np.float32(1 + 2.0**-20)
+    assert Pair(PRODUCT, PRODUCT, {"w": WQ}, {"w": off}, ulps=ulps).proof().verdict.kind == kind
+
+
+# ── Files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: t.Scaling(np.array([1.0, 0.0])),
+        lambda: t.Scaling(np.array([1.0, np.nan])),
+        lambda: t.Scaling(np.array([[1.0]])),
+        lambda: t.Orthogonal(np.eye(3) * (1 + 1e-8)),
+        lambda: t.Orthogonal(np.ones((2, 3))),
+        lambda: t.Orthogonal(np.full((2, 2), np.inf)),
+        lambda: t.Orthogonal(np.array([[1e200, 1e200], [1e200, -1e200]])),
+        lambda: t.Invertible(np.ones((3, 3))),
+        lambda: t.Invertible(np.diag([1.0, 1e-320])),
+        lambda: t.Invertible(np.array([[1.0, 1.0], [1.0, 1.0 + 1e-12]])),
+        lambda: t.Signs(np.ones((4, 4), np.int8)),
+        lambda: t.Signs(np.array([[1, 1], [1, 1]], np.int8)),
+        lambda: t.Hadamard(6),
+        lambda: t.Selection(3, (0, 3)),
+        lambda: t.Selection(3, (-1,)),
+        lambda: t.Repeated(t.Selection(3, (0, 1)), 2),
+        lambda: t.Isometry(1),
+        lambda: t.Isometry(4).inverse,
+        lambda: t.Selection(4, (0, 1)).inverse,
+        lambda: t.Selection(2, (0, 0)).inverse,
+    ],
+)
+def test_what_is_no_transform_is_refused(make: object) -> None:
+    with pytest.raises(ValueError, match="."):
+        make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        t.Hadamard(4, None, 0.0),
+        t.Hadamard(4, None, float("nan")),
+        t.Signs(np.array([[1, 1], [1, -1]], np.int8), float("inf")),
+        t.Shift(np.full(4, np.nan)),
+        t.Shift(np.zeros((4, 2))),
+        t.Selection(4, ()),
+        t.Repeated(t.Hadamard(4), -1, -1),
+        t.Isometry(5),
+    ],
+    ids=lambda step: f"{step.kind}-{step.key[1]}"[:24],
+)
+def test_a_step_that_fits_nothing_is_not_true(step: t.Step) -> None:
+    """Of equal models; the claim alone is wrong, and a certificate that says what is not true is none."""
+    text = "(float[B,4] x) => (float[B,4] y) { h = MatMul(x, w) y = Tanh(h) }"
+    pair = alike(text, {"w": WQ}, {}, claims={"h": [("m", -1)]}, transforms={"m": step})
+    assert not pair.proof().verdict.holds
+
+
+@pytest.mark.parametrize("axis", [-3, 2, 99, 0])
+def test_an_axis_that_a_value_does_not_have(axis: int) -> None:
+    text = "(float[B,4] x) => (float[B,4] y) { h = MatMul(x, w) y = Tanh(h) }"
+    pair = alike(text, {"w": WQ}, {}, claims={"h": [("m", axis)]}, transforms={"m": t.Selection(4, (0, 1, 2, 3))})
+    assert not pair.proof().verdict.holds
 
 
 def marked(pairs: Mapping[str, Pair]) -> list[object]:
