@@ -619,7 +619,7 @@ def test_a_declared_tolerance_is_named(ulps: float, kind: str) -> None:
     ],
 )
 def test_what_is_no_transform_is_refused(make: object) -> None:
-    with pytest.raises(ValueError, match="\\w"):
+    with pytest.raises(ValueError, match=r"\w"):
         make()  # type: ignore[operator]
 
 
