@@ -25,7 +25,7 @@ import numpy as np
 
 from rewrite.ir.program import Program
 from rewrite.ir.statistics import ChannelRange, Statistics
-from rewrite.passes.smooth import REQUIREMENTS, NormOutput, expected_range, move, norm_outputs
+from rewrite.passes.smooth import REQUIREMENTS, NormOutput, expected_range, move, norm_outputs, storable
 from rewrite.proof.transforms import Scaling
 from rewrite.rule import Change, Pass, Requirement
 
@@ -88,8 +88,9 @@ class ReparameterizeNormScale(Pass[NormOutput]):
         if measured is None:
             change.notes.append("chosen from γ and β, without data")
         chosen = grid(measured or expected_range(site), self.bits, symmetric=not site.shifts)
-        offset = -chosen.scales * (chosen.zero_points - chosen.zero_point) if site.shifts else None
-        move(site, change, Scaling(chosen.scales / chosen.scale), offset)
+        ratios = storable(site, chosen.scales / chosen.scale)
+        offset = -chosen.scale * ratios * (chosen.zero_points - chosen.zero_point) if site.shifts else None
+        move(site, change, Scaling(ratios), offset)
         change.notes.append(
             f"one scale {chosen.scale:.9g} and zero point {chosen.zero_point} serve {site.region.size} channels"
         )

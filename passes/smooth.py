@@ -5,8 +5,9 @@
       y′ = (y − δ)⊘s  =  core(x)⊙(γ⊘s) + (β − δ)⊘s,      yW + b  =  y′·(diag(s)W) + (b + δW)
 
 s_j = max|y_j − δ_j|^α / max|W_j|^(1 − α), and 1 where a channel or its weights are all zero; δ is the middle of every
-channel's range, and 0 unless a shift is asked for. A Conv may read y too, but no shift passes its padding. It runs
-after fold-norm, which would move s back; a norm that is smoothed is not smoothed again.
+channel's range, and 0 unless a shift is asked for. s is moved by less than a rounding, so that γ⊘s needs none. A Conv
+may read y too, but no shift passes its padding. It runs after fold-norm, which would move s back; a norm that is
+smoothed is not smoothed again.
 
 Shapes    x, y (..., d)   γ, β, s, δ (d,)   W (d, n)   b (n,)
 Relation  equal over the reals; y, and y under other layouts, is the original's minus δ, times diag(1/s)
@@ -185,6 +186,19 @@ def _times(offset: np.ndarray, matrix: Use) -> Weight:
     return Product(Constant(offset), rows if matrix.axis == 0 else Transpose(rows, (1, 0)))
 
 
+def storable(site: NormOutput, divisor: np.ndarray) -> np.ndarray:
+    """`divisor` (d,) moved, by less than a rounding, to where γ⊘divisor needs none: only the matrices are rounded then.
+
+    A channel whose γ would vanish or overflow keeps its γ.
+    """
+    scale = _vector(site.scale)
+    dtype = (site.scale.value.dtype or ir.DataType.FLOAT).numpy()
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        stored = (scale / divisor).astype(dtype).astype(np.float64)
+        moved = scale / stored
+    return np.where(scale == 0, divisor, np.where(np.isfinite(moved) & (moved > 0), moved, 1.0))
+
+
 def expected_range(site: NormOutput) -> ChannelRange:
     """β ± `DEVIATIONS`·|γ|: what a channel of y holds if the normalized x is about standard normal."""
     spread = DEVIATIONS * np.abs(_vector(site.scale))
@@ -238,4 +252,4 @@ class Smooth(Pass[NormOutput]):
         divisor[alive] = magnitude[alive] ** self.alpha / weights[alive] ** (1.0 - self.alpha)
         if not alive.all():
             change.notes.append(f"{int((~alive).sum())} dead channels stay as they are")
-        move(site, change, Scaling(divisor), offset)
+        move(site, change, Scaling(storable(site, divisor)), offset)
