@@ -1,21 +1,30 @@
-"""Random small networks, rewritten by every pass in order, compared with themselves in float64.
+"""Random small networks, rewritten by every pass in order and by random passes, compared with themselves in float64.
 
-Networks are residual streams of blocks with random ornaments: biases or none, factors, flattened rows, parallel
-branches, a tied head, and things that must be refused (a nonlinearity in the stream, an exposed hidden state, a norm
-that writes). Whatever is applied or refused, the function stays.
+For every pass in order, networks are residual streams of blocks with random ornaments: biases or none, factors,
+flattened rows, parallel branches, a tied head, and things that must be refused (a nonlinearity in the stream, an
+exposed hidden state, a norm that writes). Random passes get networks of all that the rule table knows
+(`random_networks`). Whatever is applied or refused, the function stays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from hypothesis import given, settings
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from networks import difference, digest, feed, network, operators, values_agree
+from networks import difference, digest, feed, network, operators, rounding, values_agree
+from random_networks import Drawn, drawn, fed, recipes
 
+import rewrite
+from rewrite.check.reference import values_of
+from rewrite.ir.program import Program
 from rewrite.passes import PASSES
 from rewrite.recipes import passes_of
-from rewrite.rule import Applied, Refused, apply_pass
+from rewrite.rule import Applied, Pass, Refused, apply_pass, steps
 
 VOCABULARY = 9
 
@@ -154,3 +163,64 @@ def test_the_default_recipe_has_nothing_left_to_do(drawn: tuple[str, str, bool])
     for rule in passes_of(None, None):
         assert not any(isinstance(outcome, Applied) for outcome in apply_pass(program, rule)), (rule.name, drawn[0])
     assert digest(program) == once
+
+
+# ------------------------------------------------------------------------------------------ random passes in any order
+
+QUIET = settings(
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+"""What is drawn is small as it is; to shrink it further takes minutes."""
+
+
+def check(given: Drawn, passes: Sequence[Pass[Any]]) -> None:
+    """Each pass leaves the function, with constants that are not rounded; what `apply` returns is proved."""
+    before = given.program()
+    after, inputs = before.clone(), fed(before)
+    for rule in passes:
+        apply_pass(after, rule)
+        assert difference(before, after, inputs) <= 1.0, (passes, rule.name, given.text)
+    related(before, after, inputs)
+    untouched = digest(before)
+    result = rewrite.apply(before, passes)
+    assert digest(before) == untouched
+    assert result.certificate.verdict.kind in ("BITWISE", "EQUAL"), (passes, given.text)
+    assert difference(before, result.program, inputs) <= 1.0, (passes, given.text)
+    for outcome in result.outcomes:
+        if isinstance(outcome, Refused):
+            assert outcome.refusal.requirement
+            assert outcome.refusal.reason
+
+
+def related(before: Program, after: Program, inputs: dict[str, np.ndarray]) -> None:
+    """Every value that keeps its name is related as recorded, up to rounding of the largest number on the way."""
+    expected = {name: value for name, value in values_of(before.model, inputs) if value.dtype.kind == "f"}
+    largest = max(float(np.abs(value).max(initial=0.0)) for value in expected.values())
+    for name, found in values_of(after.model, inputs, unrounded=True):
+        if (value := expected.get(name)) is None:
+            continue
+        for step in steps(after.relations.get(name)):
+            if step["transform"] == "centre":
+                value = value - value.mean(axis=step["axis"], keepdims=True)
+            else:
+                value = after.transforms[step["transform"]].apply(value, step["axis"])
+        assert value.shape == found.shape, name
+        allowed = rounding(before, inputs) * max(largest, float(np.abs(value).max(initial=0.0)))
+        assert np.abs(value - found).max(initial=0.0) <= allowed, (name, after.relations.get(name))
+
+
+@settings(QUIET, max_examples=40, derandomize=True)
+@given(drawn(), recipes())
+def test_random_passes_in_any_order_leave_the_function_and_are_proved_or_refused(
+    given: Drawn, passes: list[Pass[Any]]
+) -> None:
+    check(given, passes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", range(100))
+def test_thousands_of_random_passes_leave_the_function(batch: int) -> None:
+    seed(batch)(settings(QUIET, max_examples=30)(given(drawn(), recipes())(check)))()
