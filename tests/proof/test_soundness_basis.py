@@ -7,7 +7,7 @@ evaluated in float64 first, and stands beside one that is true. `xfail` marks wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ml_dtypes
@@ -382,36 +382,9 @@ WRONG["an inverse on the reader in place of a dual"] = claimed(
 )
 
 
-def ill_conditioned(largest: float, off: float, dtype: type) -> Pair:
-    """A map whose inverse has one huge column, which meets a row of nearly zeros; the reader is `off`."""
-    inverse = np.eye(4)
-    inverse[1:, 0] = largest
-    transform = t.Invertible(np.linalg.inv(inverse))
-    reader = wide(B).copy()
-    reader[0] /= largest
-    wrong = inverse @ reader
-    wrong[1:] += off
-    text = (
-        "(double[B,5] x) => (double[B,3] y) { c = Cast<to=11>(a) h = MatMul(x, c) d = Cast<to=11>(b) y = MatMul(h, d) }"
-    )
-    return alike(
-        text,
-        {"a": wide(A), "b": reader},
-        {"a": single(wide(A) @ transform.values), "b": wrong.astype(dtype)},
-        claims={"h": [("m", -1)]},
-        transforms={"m": transform},
-    )
-
-
 RIGHT["a map that is well conditioned"] = claimed(
     [("g", -1)], {"g": GENERAL}, GENERAL.apply(wide(A)), GENERAL.dual.apply(wide(B), 0)
 )
-WRONG["a map that is badly conditioned, float32"] = ill_conditioned(1e7, 0.02, np.float32)
-WRONG["a map that is badly conditioned, bfloat16"] = ill_conditioned(8e8, 100.0, ml_dtypes.bfloat16)
-for name in ("float32", "bfloat16"):
-    OPEN[f"a map that is badly conditioned, {name}"] = (
-        "a bound on the inverse's error is taken for the size of its terms"
-    )
 
 # ── Numbers and their ulps ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -590,6 +563,101 @@ def test_a_declared_tolerance_is_named(ulps: float, kind: str) -> None:
     assert Pair(PRODUCT, PRODUCT, {"w": WQ}, {"w": off}, ulps=ulps).proof().verdict.kind == kind
 
 
+# ── Closer to the limits ────────────────────────────────────────────────────────────────────────────────────────────
+
+OUTLIER = np.concatenate([np.full((1, 4), 1e6), 0.01 * normal(3, 4)]).astype(np.float32)
+WITHOUT = {"x": np.concatenate([np.zeros((3, 1)), normal(3, 3)], 1).astype(np.float32)}
+CANCELLED = np.full((4, 4), -1e6, np.float32)
+CANCELLED[0] = 0
+WRONG["huge matrices that cancel beside a large row"] = Pair(
+    PRODUCT, SUMMED, {"w": OUTLIER}, {"w": np.full((4, 4), 1e6, np.float32), "v": CANCELLED}, inputs=WITHOUT
+)
+FEW = (wide(OUTLIER) / 1e8).astype(np.float16)
+FEW[1:] = 0
+WRONG["zeros of float16 beside a large row"] = Pair(
+    PRODUCT, "(float[B,4] x) => (float[B,4] y) { f = Cast<to=1>(h) a = MatMul(x, f) y = Mul(a, c) }",
+    {"w": OUTLIER}, {"h": FEW, "c": np.float32(1e8)}, inputs=WITHOUT,
+)  # fmt: skip
+for name in ("huge matrices that cancel beside a large row", "zeros of float16 beside a large row"):
+    OPEN[name] = "what an ulp is worth is limited by the largest entry of the whole matrix"
+WRONG["a product of sizes that overflows"] = Pair(
+    "(float[B] x) => (int64[1] y) { n = Shape(x) m = Concat<axis=0>(n, c) p = ReduceProd(m) d = Div(p, e) y = Div(d, four) }",
+    "(float[B] x) => (int64[1] y) { y = Shape(x) }", {"c": [2**32, 2**30, 4], "e": [2**62], "four": [4]},
+)  # fmt: skip
+OPEN["a product of sizes that overflows"] = "integers made of sizes have no largest one"
+EIGHT = {"z": np.zeros(1, ml_dtypes.float8_e4m3fn), "n": [2], "on": np.array([True])}
+for like in ("Concat<axis=0>(z, z)", "Expand(z, n)", "Where(on, z, z)"):
+    WRONG[f"a cast to what eight bits hold, {like}"] = Pair(
+        f"(float[B] x) => (float[B] y) {{ j = {like} q = CastLike(x, j) y = Cast<to=1>(q) }}",
+        "(float[B] x) => (float[B] y) { y = Identity(x) }", EIGHT,
+    )  # fmt: skip
+    OPEN[f"a cast to what eight bits hold, {like}"] = "a constant of eight bits is a real number like any other"
+WRONG["a sum and a product of the same numbers"] = Pair(
+    TWO.format("a = Mul(x, c)", "b = Mul(x, c)"),
+    TWO.format("p = Cast<to=11>(c) q = Cast<to=11>(d) u = Mul(x, p) a = Mul(u, q)", "v = Mul(x, p) w = Mul(x, q) b = Add(v, w)"),
+    {"c": 4.001}, {"c": np.float16(2), "d": np.float16(2)},
+)  # fmt: skip
+OPEN["a sum and a product of the same numbers"] = OPEN["a number and one over it are one number"]
+WRONG["a function by the name of an operator that keeps shapes"] = Pair(
+    "(float[B,4] x) => (int64[2] y) { y = Shape(x) }",
+    '(float[B,4] x) => (int64[2] y) { r = Relu(x) y = Shape(r) }\n<domain: "", opset_import: ["" : 23]> Relu (a) => (b) { b = Concat<axis=0>(a, a) }',
+)
+OPEN["a function by the name of an operator that keeps shapes"] = OPEN["a function by the name of a known operator"]
+OF_SYMBOLS = "(float[1,2,L,4] x, float[3,M] m) => (y) {{ {} }}"
+WRONG["a mask of another length than the keys"] = Pair(
+    OF_SYMBOLS.format("y = Attention(x, x, x, m)"),
+    OF_SYMBOLS.format("k = Transpose<perm=[0,1,3,2]>(x) p = MatMul(x, k) s = Mul(p, half) b = Add(s, m) a = Softmax(b) y = MatMul(a, x)"),
+    {"half": np.float32(0.5)}, inputs={"x": normal(1, 2, 3, 4), "m": normal(3, 1)}, opset=24,
+)  # fmt: skip
+OPEN["a mask of another length than the keys"] = "a mask of one key is repeated for all"
+# Refused from the start.
+WRONG["columns of one tensor that are two things"] = Pair(
+    "(float[B,4] x) => (float[B,4] y, float[B,2] z) { a = MatMul(x, w) y = Tanh(a) b = MatMul(x, v) z = Exp(b) }",
+    "(float[B,4] x) => (float[B,4] y, float[B,2] z) { a = MatMul(x, w) y = Tanh(a) u = Slice(w, from, to, axis) b = MatMul(x, u) z = Exp(b) }",
+    {"w": WQ, "v": np.nextafter(WQ[:, :2], np.float32(9))}, {"w": WQ, "from": [0], "to": [2], "axis": [1]},
+)  # fmt: skip
+TWICE = {"m": t.Scaling(np.full(4, 2.0))}
+WRONG["a claim on an output"] = Pair(
+    "(float[B,4] x) => (float[B,4] y) { y = Tanh(x) }", "(float[B,4] x) => (float[B,4] y) { h = Tanh(x) y = Mul(h, two) }",
+    {"two": np.float32(2)}, claims={"y": [("m", -1)]}, transforms=TWICE,
+)  # fmt: skip
+WRONG["a claim on integers"] = alike(
+    "(int64[B,4] x) => (int64[B,4] y) { h = Mul(x, n) y = Identity(h) }", {"n": np.int64(2)}, {"n": np.int64(4)},
+    claims={"h": [("m", -1)]}, transforms=TWICE,
+)  # fmt: skip
+POINTWISE, TAPS, MOVED = normal(2, 2, 1, 1), normal(3, 2, 3, 3), normal(2)
+WRONG["a shift through zero padding"] = Pair(
+    "(float[1,2,5,5] x) => (y) { h = Conv(x, k) y = Conv<pads=[1,1,1,1]>(h, m) }",
+    "(float[1,2,5,5] x) => (y) { h = Conv(x, k, b) g = Conv<pads=[1,1,1,1]>(h, m) y = Sub(g, c) }",
+    {"k": POINTWISE, "m": TAPS},
+    {"k": POINTWISE, "m": TAPS, "b": MOVED, "c": single(wide(TAPS).sum((2, 3)) @ MOVED).reshape(3, 1, 1)},
+    {"h": [("s", 1)]}, {"s": t.Shift(wide(MOVED))},
+)  # fmt: skip
+WRONG["channels of two groups exchanged"] = Pair(
+    "(float[1,4,5,5] x) => (y) { y = Conv<group=2>(x, k) }",
+    "(float[1,4,5,5] x) => (y) { s = Gather<axis=1>(x, p) y = Conv<group=2>(s, k) }",
+    {"k": normal(4, 2, 3, 3), "p": [2, 1, 0, 3]},
+)  # fmt: skip
+WRONG["keys tiled for groups of queries"] = Pair(
+    "(float[1,4,3,4] q, float[1,2,3,4] k) => (y) { y = Attention(q, k, k) }",
+    "(float[1,4,3,4] q, float[1,2,3,4] k) => (y) { c = Concat<axis=1>(k, k) t = Transpose<perm=[0,1,3,2]>(c) p = MatMul(q, t) s = Mul(p, h) a = Softmax(s) y = MatMul(a, c) }",
+    {"h": np.float32(0.5)},
+)  # fmt: skip
+WRONG["a repeated value summed, of a symbolic size"] = Pair(
+    "(float[B,1] x, float[S] s) => (float[B,1] y) { n = Shape(s) o = Concat<axis=0>(one, n) e = Expand(x, o) y = ReduceSum(e, last) }",
+    "(float[B,1] x, float[S] s) => (float[B,1] y) { y = Identity(x) }", {"one": [1], "last": [-1]},
+)  # fmt: skip
+WRONG["rows of a value that another repeats"] = Pair(
+    "(float[B,4] x, float[S,1] s) => (float[1,4] y) { a = Add(x, s) b = Sub(a, s) y = ReduceSum(b, first) }",
+    "(float[B,4] x, float[S,1] s) => (float[1,4] y) { y = ReduceSum(x, first) }", {"first": [0]},
+    inputs={"x": np.ones((1, 4), np.float32), "s": np.ones((3, 1), np.float32)},
+)  # fmt: skip
+WRONG["a product of int32 that wraps"] = Pair(
+    "(int32[4] x) => (int32[4] y) { a = Mul(x, c) y = Div(a, c) }", "(int32[4] x) => (int32[4] y) { y = Identity(x) }",
+    {"c": np.int32(2**30)}, inputs={"x": np.array([1, 2, 3, 4], np.int32)},
+)  # fmt: skip
+
+
 # ── Files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -621,6 +689,62 @@ def test_a_declared_tolerance_is_named(ulps: float, kind: str) -> None:
 def test_what_is_no_transform_is_refused(make: object) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         make()  # type: ignore[operator]
+
+
+def ill_conditioned(largest: float, off: float, dtype: type) -> Pair:
+    """A map whose inverse has one huge column, which meets a row of nearly zeros; the reader is `off`."""
+    inverse = np.eye(4)
+    inverse[1:, 0] = largest
+    transform = t.Invertible(np.linalg.inv(inverse))
+    reader = wide(B).copy()
+    reader[0] /= largest
+    wrong = inverse @ reader
+    wrong[1:] += off
+    text = (
+        "(double[B,5] x) => (double[B,3] y) { c = Cast<to=11>(a) h = MatMul(x, c) d = Cast<to=11>(b) y = MatMul(h, d) }"
+    )
+    return alike(
+        text,
+        {"a": wide(A), "b": reader},
+        {"a": single(wide(A) @ transform.values), "b": wrong.astype(dtype)},
+        claims={"h": [("m", -1)]},
+        transforms={"m": transform},
+    )
+
+
+def cancelling(largest: float, off: float, dtype: type) -> Pair:
+    """A map whose inverse has two huge columns, which cancel where rows of the reader are equal; the reader is `off`."""
+    inverse = np.eye(4)
+    inverse[2:, 0], inverse[2:, 1] = largest, -largest
+    transform = t.Invertible(np.linalg.inv(inverse))
+    reader = wide(B).copy()
+    reader[1] = reader[0]
+    wrong = inverse @ reader
+    wrong[2:] += off
+    text = (
+        "(double[B,5] x) => (double[B,3] y) { c = Cast<to=11>(a) h = MatMul(x, c) d = Cast<to=11>(b) y = MatMul(h, d) }"
+    )
+    mine = {"a": single(wide(A) @ transform.values), "b": wrong.astype(dtype)}
+    return alike(text, {"a": wide(A), "b": reader}, mine, claims={"h": [("m", -1)]}, transforms={"m": transform})
+
+
+@pytest.mark.parametrize(
+    ("make", "largest", "off", "dtype"),
+    [
+        (ill_conditioned, 1e7, 0.02, np.float32),
+        (ill_conditioned, 8e8, 100.0, ml_dtypes.bfloat16),
+        (cancelling, 1e8, 10.0, ml_dtypes.bfloat16),
+    ],
+)
+@pytest.mark.xfail(strict=True, reason="the error of an inverse is bounded by what the certificate chooses")
+def test_a_map_that_is_badly_conditioned(make: Callable[..., Pair], largest: float, off: float, dtype: type) -> None:
+    """Such a map is none, or what float64 cannot tell of its inverse is not taken for rounding."""
+    try:
+        pair = make(largest, off, dtype)
+    except ValueError:
+        return
+    assert pair.apart() > COARSE
+    assert not pair.proof().verdict.holds
 
 
 @pytest.mark.parametrize(
