@@ -58,6 +58,10 @@ PREREQUISITES: dict[str, tuple[str, ...]] = {
 """The passes that run before one, where it is not those of the default recipe: a rotation needs γ folded."""
 
 
+WITHOUT_DATA = ("stabilize-norm",)
+"""Passes that run without data, which would say that no stream of a small network comes near the range of fp16."""
+
+
 def before(name: str) -> tuple[str, ...]:
     """Names of the passes to run before the pass `name`."""
     return PREREQUISITES.get(name, _STREAM)
@@ -204,7 +208,9 @@ class Trial:
 
         if names not in self._steps:
             begin, work = time.perf_counter(), self.after(names[:-1]).clone()
-            outcomes = apply_pass(work, calibrated(self.passes[names[-1]](), work, self.inputs[:1]))
+            rule = self.passes[names[-1]]()
+            rule = rule if rule.name in WITHOUT_DATA else calibrated(rule, work, self.inputs[:1])
+            outcomes = apply_pass(work, rule)
             refused = [outcome.to_json() for outcome in outcomes if not _applied(outcome)]
             applied, kept = len(outcomes) - len(refused), False
             result: Results = {"applied": applied, "refused": refused, "status": "refused" if refused else "no site"}
@@ -309,20 +315,25 @@ def _applied(outcome: Any) -> bool:
 
 
 def try_family(
-    program: Any, passes: Sequence[type], keep: Any = lambda result: None, together: bool = False
+    program: Any,
+    passes: Sequence[type],
+    keep: Any = lambda result: None,
+    together: bool = False,
+    known: Results | None = None,
+    again: Sequence[str] = (),
 ) -> Results:
     """Every pass on one captured program, the default recipe, and with `together` all passes in order.
 
-    `keep(result)` sees it grow.
+    `keep(result)` sees it grow. Given `known`, an earlier result, only the passes `again` run, and the default recipe.
     """
-    result: Results = {"passes": {}}
+    result: Results = {"passes": dict(known["passes"]) if known is not None else {}}
     try:
         trial = Trial(program, passes)
     except Exception as error:  # noqa: BLE001 - a crash is a result here
         return {**_crash(error), "passes": {}}
     verdict = status(str(trial.verdict), trial.error)
     result |= {"status": verdict, "verdict": str(trial.verdict), "error": trial.error, "norms": trial.norms}
-    for each in passes:
+    for each in passes if known is None else [each for each in passes if each.name in again]:
         keep(result | {"running": each.name})
         try:
             result["passes"][each.name] = trial.run(each.name)
@@ -409,16 +420,18 @@ def captured(name: str, cache: Path, again: bool) -> Results:
     return result
 
 
-def tried(name: str, cache: Path, digest: str, keep: bool, together: bool) -> Results:
+def tried(name: str, cache: Path, digest: str, keep: bool, together: bool, again: Sequence[str]) -> Results:
     """What the passes do on a captured family: the result in the cache if nothing changed since, or a new one."""
     path = cache / name / "result.json"
     known = _read(path)
     whole = known is not None and "running" not in known and ("together" in known or not together)
-    if known is not None and whole and (keep or known.get("digest") == digest):
+    names = _again(again, known) if known is not None and whole else []
+    if known is not None and whole and not names and (keep or again or known.get("digest") == digest):
         return known
-    path.unlink(missing_ok=True)
+    if not names:
+        path.unlink(missing_ok=True)
     begin = time.perf_counter()
-    options = ["--together"] if together else []
+    options = ["--together"] * together + (["--passes", *names] if names else [])
     code, text = _worker(["--worker", "try", name, "--cache", str(cache), *options], TRIAL_SECONDS)
     result = _read(path) or {"passes": {}}
     if code != 0 or "running" in result:
@@ -430,7 +443,15 @@ def tried(name: str, cache: Path, digest: str, keep: bool, together: bool) -> Re
     return result
 
 
-def work(kind: str, name: str, folder: Path, together: bool) -> None:
+def _again(asked: Sequence[str], known: Results) -> list[str]:
+    """The passes of an earlier result that `--passes` asks for: by name, and those that were not proved."""
+    states = {name: found["status"] for name, found in known["passes"].items()}
+    if "unproved" in asked:
+        return [name for name, state in states.items() if name in asked or "not proved" in state]
+    return [name for name in states if name in asked]
+
+
+def work(kind: str, name: str, folder: Path, together: bool, again: Sequence[str]) -> None:
     """What a worker process does."""
     if kind == "capture":
         _write(folder / "capture.json", capture(name, folder))
@@ -441,7 +462,8 @@ def work(kind: str, name: str, folder: Path, together: bool) -> None:
 
     path = folder / name / "result.json"
     program = Program.captured(load_onnx(folder / name / "model.onnx"), name)
-    _write(path, try_family(program, PASSES, lambda result: _write(path, result), together))
+    known = _read(path) if again else None
+    _write(path, try_family(program, PASSES, lambda result: _write(path, result), together, known, again))
 
 
 def faults(name: str, result: Results) -> list[str]:
@@ -690,11 +712,14 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="capture anew")
     parser.add_argument("--keep", action="store_true", help="keep results of another version of the source")
     parser.add_argument("--together", action="store_true", help="all passes in order on each family as well")
+    parser.add_argument(
+        "--passes", nargs="+", default=[], metavar="PASS", help="run these again, and what was 'unproved'"
+    )
     parser.add_argument("--docs", type=Path, default=None, metavar="FILE", help=f"write the page, {DOCS.name} say")
     parser.add_argument("--worker", choices=("capture", "try"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        work(given.worker, given.families[0], given.cache, given.together)
+        work(given.worker, given.families[0], given.cache, given.together, given.passes)
         return 0
     given.cache.mkdir(parents=True, exist_ok=True)
     from zoo_families import ZOO
@@ -716,7 +741,10 @@ def main() -> int:
     usable = [name for name, made in captures.items() if (given.cache / name / "model.onnx").is_file()]
     digest, results = source_digest(), {}
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        waiting = {name: pool.submit(tried, name, given.cache, digest, given.keep, given.together) for name in usable}
+        waiting = {
+            name: pool.submit(tried, name, given.cache, digest, given.keep, given.together, given.passes)
+            for name in usable
+        }
         for name, future in waiting.items():
             results[name] = future.result()
             done = results[name].get("default", {})

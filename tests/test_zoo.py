@@ -162,6 +162,17 @@ def test_what_rewrite_says_it_cannot_do_is_no_crash(zoo: Any, monkeypatch: pytes
     assert not zoo.faults("control", result)
 
 
+def test_only_some_passes_run_again(zoo: Any, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewrite.recipes.RECIPES", {"default": ()})
+    assert zoo._again(["unproved"], result) == ["too-much"]
+    assert zoo._again(["right", "unproved"], result) == ["right", "too-much"]
+    assert zoo._again(["refusing"], result) == ["refusing"]
+    marked = {**result, "passes": {name: {**each, "old": True} for name, each in result["passes"].items()}}
+    again = zoo.try_family(network(TEXT), CONTROLS, known=marked, again=["too-much"])
+    assert [name for name, each in again["passes"].items() if "old" not in each] == ["too-much"]
+    assert again["passes"]["too-much"]["status"] == "wrong, not proved"
+
+
 def test_the_proofs_reasons_are_grouped(zoo: Any) -> None:
     one = "model.layers.0.self_attn.q_proj.weight is 1.2 ulp off at (3, 46)"
     other = "bert.encoder.layer.1.key.weight_transposed.scaled is 6.95e+06 ulp off at (12, 0)"

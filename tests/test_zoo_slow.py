@@ -31,3 +31,11 @@ def test_a_handful_of_families(tmp_path: Path) -> None:
     again = subprocess.run([*script, *FAMILIES, *options], capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert (tmp_path / "zoo.md").read_text(encoding="utf-8") == page, "a second run takes what is there"
+
+
+@pytest.mark.slow
+def test_the_whole_zoo() -> None:
+    """An hour or two; a rerun goes on where it was stopped, and takes what did not change."""
+    script = [sys.executable, str(ROOT / "benchmarks/zoo.py")]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
