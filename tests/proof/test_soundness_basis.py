@@ -676,6 +676,10 @@ WRONG["a product of int32 that wraps"] = Pair(
         lambda: t.Invertible(np.array([[1.0, 1.0], [1.0, 1.0 + 1e-12]])),
         lambda: t.Signs(np.ones((4, 4), np.int8)),
         lambda: t.Signs(np.array([[1, 1], [1, 1]], np.int8)),
+        lambda: t.Hadamard(4, None, 0.0),
+        lambda: t.Hadamard(4, None, float("nan")),
+        lambda: t.Signs(np.array([[1, 1], [1, -1]], np.int8), float("inf")),
+        lambda: t.Repeated(t.Hadamard(4), -1, -1),
         lambda: t.Hadamard(6),
         lambda: t.Selection(3, (0, 3)),
         lambda: t.Selection(3, (-1,)),
@@ -748,21 +752,24 @@ def test_a_map_that_is_badly_conditioned(make: Callable[..., Pair], largest: flo
 
 
 @pytest.mark.parametrize(
-    "step",
+    "make",
     [
-        t.Hadamard(4, None, 0.0),
-        t.Hadamard(4, None, float("nan")),
-        t.Signs(np.array([[1, 1], [1, -1]], np.int8), float("inf")),
-        t.Shift(np.full(4, np.nan)),
-        t.Shift(np.zeros((4, 2))),
-        t.Selection(4, ()),
-        t.Repeated(t.Hadamard(4), -1, -1),
-        t.Isometry(5),
+        lambda: t.Hadamard(4, None, 0.0),
+        lambda: t.Hadamard(4, None, float("nan")),
+        lambda: t.Signs(np.array([[1, 1], [1, -1]], np.int8), float("inf")),
+        lambda: t.Shift(np.full(4, np.nan)),
+        lambda: t.Shift(np.zeros((4, 2))),
+        lambda: t.Selection(4, ()),
+        lambda: t.Repeated(t.Hadamard(4), -1, -1),
+        lambda: t.Isometry(5),
     ],
-    ids=lambda step: f"{step.kind}-{step.key[1]}"[:24],
 )
-def test_a_step_that_fits_nothing_is_not_true(step: t.Step) -> None:
+def test_a_step_that_fits_nothing_is_not_true(make: Callable[[], t.Step]) -> None:
     """Of equal models; the claim alone is wrong, and a certificate that says what is not true is none."""
+    try:
+        step = make()
+    except ValueError:
+        return
     text = "(float[B,4] x) => (float[B,4] y) { h = MatMul(x, w) y = Tanh(h) }"
     pair = alike(text, {"w": WQ}, {}, claims={"h": [("m", -1)]}, transforms={"m": step})
     assert not pair.proof().verdict.holds
