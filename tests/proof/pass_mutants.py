@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,11 +21,13 @@ from proof.corruptions import CORRUPTIONS
 from proof.pass_cases import CASES, Case
 from proof.pass_corruptions import stale_constants, wrong_constants, wrong_relations, wrong_transforms
 
+from rewrite.capture.canonicalize import canonicalize
+from rewrite.check.inputs import generate_inputs
 from rewrite.check.reference import evaluate, values_of
 from rewrite.ir.program import Program
 from rewrite.pipeline import _claims as claims_of
 from rewrite.proof import Verdict, prove
-from rewrite.rule import Applied, apply_pass, steps
+from rewrite.rule import Applied, Pass, apply_pass, steps
 
 WITNESSED = 1e-10
 """Relative: float64 evaluation of these networks is good to 1e-13, three float32 ulps of one weight move them more."""
@@ -53,8 +55,25 @@ UNPROVED = frozenset(
 Inputs = dict[str, np.ndarray]
 
 
-def fed(case: Case, program: Program) -> list[Inputs]:
+@dataclass(frozen=True)
+class Captured:
+    """A captured family in canonical form, and the passes that rewrite it."""
+
+    name: str
+    captured: Program
+    steps: Sequence[Pass[Any]]
+
+    def program(self) -> Program:
+        """The network before any pass."""
+        canonical = self.captured.clone()
+        canonicalize(canonical)
+        return canonical
+
+
+def fed(case: Case | Captured, program: Program) -> list[Inputs]:
     """Two sets of inputs; angles of rotary positions are as long as the sequence."""
+    if isinstance(case, Captured):
+        return generate_inputs(program.model)[-2:]
     made = []
     for seed in (0, 1):
         inputs = feed(program, seed, 2)
@@ -81,7 +100,7 @@ class Mutant:
 class Rewritten:
     """A case after its passes, with what float64 evaluation makes of it."""
 
-    def __init__(self, case: Case, pass_name: str) -> None:
+    def __init__(self, case: Case | Captured, pass_name: str) -> None:
         self.case, self.pass_name = case, pass_name
         self.before = case.program()
         self.after = self.before.clone()
@@ -184,16 +203,21 @@ class Rewritten:
 
 def check_pass(pass_name: str, stride: int = 1) -> int:
     """Every mutant (every `stride`th) of every network of a pass is rejected; how many there were."""
-    accepted, count, place = [], 0, itertools.count()
-    for case in CASES[pass_name]():
-        rewritten = Rewritten(case, pass_name)
-        verdict = rewritten.proof()
-        if (pass_name, case.name) in UNPROVED and not verdict.holds:
-            continue
-        assert verdict.holds, f"positive control {case.name}: {verdict}"
-        for mutant in rewritten.mutants():
-            if next(place) % stride == 0 and rewritten.witnessed(mutant):
-                count += 1
-                accepted += rewritten.accepted(mutant)
+    place = itertools.count()
+    return sum(check_case(case, pass_name, place, stride) for case in CASES[pass_name]())
+
+
+def check_case(case: Case | Captured, pass_name: str, place: Iterator[int], stride: int = 1) -> int:
+    """The rewritten network is proved and every mutant (every `stride`th) rejected; how many there were."""
+    accepted, count = [], 0
+    rewritten = Rewritten(case, pass_name)
+    verdict = rewritten.proof()
+    if (pass_name, case.name) in UNPROVED and not verdict.holds:
+        return 0
+    assert verdict.holds, f"positive control {case.name}: {verdict}"
+    for mutant in rewritten.mutants():
+        if next(place) % stride == 0 and rewritten.witnessed(mutant):
+            count += 1
+            accepted += rewritten.accepted(mutant)
     assert not accepted, "\n".join(accepted)
     return count

@@ -5,11 +5,32 @@ The counts are floors a pass, so that they hold in whichever process a test runs
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from proof.pass_cases import CASES
-from proof.pass_mutants import check_pass
+from proof.pass_mutants import Captured, check_case, check_pass
 
-from rewrite.passes import PASSES
+from rewrite.ir.program import Program
+from rewrite.passes import (
+    PASSES,
+    AffineHeads,
+    CenterResidual,
+    CompressResidual,
+    Equalize,
+    FoldNorm,
+    FoldScale,
+    RotateHeads,
+    RotateOnline,
+    RotateResidual,
+    ScaleHeads,
+    ScaleQueryKey,
+    Smooth,
+    StabilizeNorm,
+)
+from rewrite.rule import Pass
 
 STRIDE = 12
 """One mutant in so many is in the sample."""
@@ -55,6 +76,20 @@ WHOLE = {
 """How many mutants of a pass there are at least."""
 
 
+FAMILY_STRIDE = 16
+"""One mutant in so many of a family is tried."""
+
+CAPTURED: dict[str, tuple[Pass[Any], ...]] = {
+    "gpt2": (CenterResidual(), RotateResidual(), RotateHeads(), AffineHeads(), ScaleHeads(), Smooth()),
+    "llama": (FoldNorm(), RotateResidual(), RotateHeads(), ScaleQueryKey(), Equalize(), RotateOnline()),
+    "qwen2": (RotateResidual(), RotateHeads(), AffineHeads(), ScaleHeads()),
+    "vit": (CenterResidual(), CompressResidual(), RotateResidual(), RotateHeads(), Smooth()),
+    "opt": (CompressResidual(), RotateResidual(), Equalize(), StabilizeNorm()),
+    "resnet": (Equalize(),),
+}
+"""Captured families, and passes whose result the proof follows there."""
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_sample_of_the_mutants_is_rejected(name: str) -> None:
     count = check_pass(name, STRIDE)
@@ -66,6 +101,18 @@ def test_a_sample_of_the_mutants_is_rejected(name: str) -> None:
 def test_every_mutant_is_rejected(name: str) -> None:
     count = check_pass(name)
     assert count >= WHOLE[name], f"only {count} mutants are told apart in float64"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "rule"), [(name, rule) for name, rules in CAPTURED.items() for rule in rules])
+def test_mutants_of_captured_families_are_rejected(
+    family: str, rule: Pass[Any], family_program: Callable[[str], Program]
+) -> None:
+    first = () if isinstance(rule, CenterResidual | FoldNorm) else (FoldScale(), CenterResidual(), FoldNorm())
+    if isinstance(rule, Smooth):
+        first = (FoldScale(), CenterResidual())
+    case = Captured(family, family_program(family), (*first, rule))
+    assert check_case(case, rule.name, itertools.count(), FAMILY_STRIDE) >= 3
 
 
 def test_every_pass_has_mutants_and_there_are_at_least_a_thousand() -> None:
