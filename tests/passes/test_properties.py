@@ -129,7 +129,7 @@ def networks(draw: st.DrawFn) -> tuple[str, str, bool]:
     return source, kind, text.harmless
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(networks())
 def test_the_function_stays(drawn: tuple[str, str, bool]) -> None:
     text, kind, harmless = drawn
