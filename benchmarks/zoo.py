@@ -495,13 +495,13 @@ def suspects(name: str, result: Results) -> list[str]:
 # ── The page ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def page(captures: Mapping[str, Results], results: Mapping[str, Results], kinds: Mapping[str, str]) -> str:
-    """docs/zoo.md."""
+def page(captures: Mapping[str, Results], results: Mapping[str, Results], kinds: Mapping[str, str], known: int) -> str:
+    """docs/zoo.md; `known` is how many families the catalogue has."""
     passes = list(dict.fromkeys(name for result in results.values() for name in result.get("passes", {})))
     found = [line for name, result in results.items() for line in faults(name, result)]
     caught = [line for name, result in results.items() for line in suspects(name, result)]
     nodes = {name: captures.get(name, {}).get("nodes", 0) for name in results}
-    lines = ["# The zoo", "", *_summary(captures, results, kinds, passes, found, caught)]
+    lines = ["# The zoo", "", *_summary(results, kinds, passes, found, caught, known)]
     lines += ["", "## Passes", "", *_passes(results, passes)]
     lines += ["", "## Families", "", *_families(captures, results, kinds)]
     lines += ["", "## Passes on families", "", *_matrix(results, passes)]
@@ -515,21 +515,22 @@ def page(captures: Mapping[str, Results], results: Mapping[str, Results], kinds:
 
 
 def _summary(
-    captures: Mapping[str, Results],
     results: Mapping[str, Results],
     kinds: Mapping[str, str],
     passes: Sequence[str],
     found: Sequence[str],
     caught: Sequence[str],
+    known: int,
 ) -> Iterable[str]:
     from importlib.metadata import version
 
     from rewrite.check.noise import NOISE_LIMIT
 
-    yield f"Written by `python benchmarks/zoo.py --docs docs/{DOCS.name}`, from small networks with non-trivial random"
-    yield "weights: each family is captured, each pass runs on it after the passes it builds on, every result is proved"
-    yield f"and evaluated in float64 with unrounded constants (bound: {EXACT:.0e}), and the default recipe's artifact"
-    yield "runs in ONNX Runtime."
+    chosen = "" if len(results) == known else "FAMILY … "
+    yield f"Written by `python benchmarks/zoo.py {chosen}--docs docs/{DOCS.name}`, from small networks with"
+    yield "non-trivial random weights: each family is captured, each pass runs on it after the passes it builds on,"
+    yield f"every result is proved and evaluated in float64 with unrounded constants (bound: {EXACT:.0e}) and runs,"
+    yield "lowered, in ONNX Runtime; the default recipe is converted and checked as a user would."
     yield ""
     count = Counter(kinds[name] for name in results)
     trials = [each for result in results.values() for each in result.get("passes", {}).values()]
@@ -537,7 +538,8 @@ def _summary(
     equal = sum(result.get("default", {}).get("status") == "proved" for result in results.values())
     errors = [e["error"] for r in results.values() for e in (*r["passes"].values(), r) if "error" in e]
     finite = [error for error in errors if error <= EXACT]
-    yield f"* {len(results)} families: {', '.join(f'{n} {kind}' for kind, n in count.items())};"
+    yield f"* {len(results)} families, of {known} in `benchmarks/zoo_families.py`:"
+    yield f"  {', '.join(f'{n} {kind}' for kind, n in count.items())};"
     libraries = ("transformers", "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy")
     yield f"  {', '.join(f'{each} {version(each)}' for each in libraries)}."
     yield f"* {len(passes)} passes, {len(trials)} runs: {states['proved']} applied and proved, {states['refused']}"
@@ -750,7 +752,8 @@ def main() -> int:
             done = results[name].get("default", {})
             print(f"{name}: {done.get('verdict', results[name]['status'])}", *faults(name, results[name]), flush=True)
     if given.docs:
-        given.docs.write_text(page(captures, results, {name: ZOO[name].kind for name in results}), encoding="utf-8")
+        kinds = {name: ZOO[name].kind for name in results}
+        given.docs.write_text(page(captures, results, kinds, len(ZOO)), encoding="utf-8")
     found = [line for name, result in results.items() for line in faults(name, result)]
     for name, made in captures.items():
         if made["status"] == "crash":

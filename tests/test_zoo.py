@@ -124,7 +124,7 @@ def test_silent_errors_and_crashes_are_named(zoo: Any, result: dict[str, Any]) -
 
 
 def test_the_page_shows_them(zoo: Any, result: dict[str, Any]) -> None:
-    page = zoo.page({"control": {"nodes": 2, "torch": 1e-7}}, {"control": result}, {"control": "decoder"})
+    page = zoo.page({"control": {"nodes": 2, "torch": 1e-7}}, {"control": result}, {"control": "decoder"}, 1)
     assert "Silent errors: 1. Crashes: 2." in page
     assert "| control | 1 ×1.0 | **SILENT ERROR** | PROOF | **crash** | R1 | 1 ×" in page
     assert "| refusing | R1 | nothing is right | 1 | control: it is here |" in page
