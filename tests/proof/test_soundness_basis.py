@@ -91,8 +91,6 @@ def alike(text: str, weights: Mapping[str, object], others: Mapping[str, object]
 
 WRONG: dict[str, Pair] = {}
 RIGHT: dict[str, Pair] = {}
-OPEN: dict[str, str] = {}
-"""What the proof does not refuse yet, and why."""
 
 # ── Pairings ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -131,8 +129,6 @@ WRONG["a repeated selection has no inverse"] = scores(
     t.Repeated(t.Selection(2, (0, 0)), 2), t.Repeated(t.Selection(2, (0, 0)), 2)
 )
 WRONG["an isometry has no inverse"] = scores(t.Isometry(4), t.Isometry(4).dual)
-for name in ("a selection", "a square selection", "a repeated selection", "an isometry"):
-    OPEN[f"{name} has no inverse"] = "the dual of a map without inverse is taken for one that undoes it"
 
 # Heads. T acts on heads and channels jointly, another block for every head.
 HEADS = t.Scaling(np.exp(R.normal(size=8)))
@@ -158,8 +154,6 @@ WRONG["heads that meet other heads"] = headed(
 WRONG["heads that meet other heads, unclaimed"] = Pair(
     **{**WRONG["heads that meet other heads"].__dict__, "claims": {}, "transforms": {}}
 )
-OPEN["heads that meet other heads"] = "axes of heads are counted from the left of values of different rank"
-OPEN["heads that meet other heads, unclaimed"] = OPEN["heads that meet other heads"]
 SPLIT = t.Scaling(np.exp(R.normal(size=16)))
 APART = {"wq": normal(5, 16), "wk": normal(5, 16), "s": [2, 3, 2, 2, 4]}
 PARTS = "(float[2,3,5] x) => (float[2,2,2,3,3] y) { q = MatMul(x, wq) k = MatMul(x, wk) qr = Reshape(q, s) kr = Reshape(k, s) "
@@ -167,7 +161,6 @@ WRONG["heads of which a part is the batch of others"] = headed(
     PARTS + "qt = Transpose<perm=[3,2,0,1,4]>(qr) kt = Transpose<perm=[3,0,2,4,1]>(kr) y = MatMul(qt, kt) }",
     SPLIT, SPLIT.dual, APART,
 )  # fmt: skip
-OPEN["heads of which a part is the batch of others"] = "digits of the mapped axis behind the heads' axis are not seen"
 GROUPED = {
     "wq": normal(5, 16),
     "wk": normal(5, 8),
@@ -304,7 +297,6 @@ WRONG["one channel times a value that is wider"] = Pair(
     {"w": WQ, "n": [1, 4]}, {"w": WQ[:, :1].copy(), "n": [1, 4]},
     {"v": [("m", -1)]}, {"m": t.Selection(4, (0,))},
 )  # fmt: skip
-OPEN["one channel times a value that is wider"] = "the size before a selection is taken for the size behind it"
 
 # ── Channels that depend on others ──────────────────────────────────────────────────────────────────────────────────
 
@@ -332,8 +324,6 @@ WRONG["a constant channel of Tanh is not itself"] = reduced("Tanh(h)", 5.0, FIRS
 WRONG["a constant channel of Clip is not itself"] = reduced(
     "Clip(h, lo, hi)", 5.0, FIRST, (0, 1), np.array([0, 0, 5.0])
 )
-OPEN["a constant channel of Clip(h, lo, hi)"] = "a constant is taken through Clip without its bounds"
-OPEN["a constant channel of Clip is not itself"] = "a constant is taken through Clip without its bounds"
 WRONG["a channel that is not constant is left out"] = reduced("Relu(h)", 0.0, normal(4, 3), (0, 1), np.zeros(3))
 
 TWIN = "(float[B,4] x) => (float[B,4] y) {{ h = MatMul(x, a) f = {} y = MatMul(f, b) }}"
@@ -402,8 +392,6 @@ WRONG["huge biases that cancel"] = Pair(
     "(float[B,4] x) => (float[B,4] y) { a = Add(x, p) y = Sub(a, q) }",
     {"b": C}, {"p": np.full(4, 1e8, np.float32), "q": np.full(4, 1e8, np.float32)},
 )  # fmt: skip
-for name in ("matrices", "biases"):
-    OPEN[f"huge {name} that cancel"] = "an ulp of a huge constant is worth more than the whole value"
 WRONG["zeros of float16 times a large number"] = Pair(
     PRODUCT, "(float[B,4] x) => (float[B,4] y) { f = Cast<to=1>(h) a = MatMul(x, f) y = Mul(a, c) }",
     {"w": WQ}, {"h": np.zeros((4, 4), np.float16), "c": np.float32(1e8)},
@@ -412,8 +400,6 @@ WRONG["zeros of float32 times two large numbers"] = Pair(
     PRODUCT, "(float[B,4] x) => (float[B,4] y) { a = MatMul(x, h) b = Mul(a, c) y = Mul(b, d) }",
     {"w": WQ}, {"h": np.zeros((4, 4), np.float32), "c": np.float32(1e38), "d": np.float32(1e8)},
 )  # fmt: skip
-for name in ("zeros of float16 times a large number", "zeros of float32 times two large numbers"):
-    OPEN[name] = "an ulp of zero is worth more than the whole value"
 
 TWO = "(double[B] x) => (double[B] y, double[B] z) {{ {} y = Tanh(a) {} z = Exp(b) }}"
 WRONG["a number of few digits lends its ulp to another"] = Pair(
@@ -431,18 +417,14 @@ WRONG["a zero of few digits lends its ulp to another number"] = Pair(
     "(double[B] x) => (double[B] y) { h = Cast<to=11>(z) u = Mul(x, c) v = Mul(x, h) a = Add(u, v) y = Tanh(a) }",
     {"c": 1.5}, {"c": 1.5 * (1 + 3e-4), "z": np.float16(0)},
 )  # fmt: skip
-for name in ("a number of few digits lends its ulp to another", "a zero of few digits lends its ulp to another number"):
-    OPEN[name] = "one number is adjusted by the ulp of another"
 WRONG["a number and one over it are one number"] = Pair(
     TWO.format("a = Mul(x, c)", "b = Mul(x, c)"), TWO.format("h = Cast<to=11>(c) a = Mul(x, h)", "b = Div(x, h)"),
     {"c": 1.0004}, {"c": np.float16(1)},
 )  # fmt: skip
-OPEN["a number and one over it are one number"] = "c and 1/c ask the same of c where both are 1"
 ATTENDED = "(double[1,2,3,4] x) => (double[1,2,3,4] y) { q = Mul(x, c) y = Attention(q, x, x) }"
 WRONG["an operator's own number lends its ulp to a double"] = Pair(
     ATTENDED, ATTENDED, {"c": 1.5}, {"c": 1.5 * (1 + 4e-8)}
 )
-OPEN["an operator's own number lends its ulp to a double"] = "one number is adjusted by the ulp of another"
 
 # ── What is defined ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -455,22 +437,16 @@ WRONG["a value that is masked need not be defined"] = Pair(
     "(float[B] x) => (float[B] y) { c = Less(x, z) r = Log(x) u = Where(c, z, r) d = Sub(r, r) y = Add(u, d) }",
     {"z": np.float32(0)},
 )
-for name in ("nobody reads", "is masked"):
-    OPEN[f"a value that {name} need not be defined"] = (
-        "what cancels is dropped although the original does not rest on it"
-    )
 RIGHT["a value that cancels and is read"] = Pair(
     "(float[B] x) => (float[B] y) { r = Exp(x) y = Add(x, r) }",
     "(float[B] x) => (float[B] y) { r = Exp(x) d = Sub(r, r) u = Add(x, r) y = Add(u, d) }",
 )
 LOCAL = '(float[B,4] x) => (float[B,4] y) {{ y = com.microsoft.Gelu(x) }}\n<domain: "com.microsoft", opset_import: ["" : 23]> Gelu (a) => (b) {{ b = {}(a) }}'
 WRONG["a function by the name of a known operator"] = Pair(LOCAL.format("Sigmoid"), LOCAL.format("Tanh"))
-OPEN["a function by the name of a known operator"] = "a function of the model is read as the operator of its name"
 DROPPED = "(float[B,99] x) => (float[B,99] y, float[B,99] z) {{ y = Dropout(x, r, on) z = {} }}"
 WRONG["dropout in training is random"] = Pair(
     DROPPED.format("Dropout(x, r, on)"), DROPPED.format("Identity(y)"), {"r": np.float32(0.5), "on": True}
 )
-OPEN["dropout in training is random"] = "dropout in training is a function by its name"
 WRONG["sizes that overflow"] = Pair(
     "(float[B] x) => (int64[1] y) { n = Shape(x) m = Mul(n, c) y = Div(m, c) }",
     "(float[B] x) => (int64[1] y) { y = Shape(x) }", {"c": [2**62]},
@@ -479,12 +455,10 @@ RIGHT["sizes that do not overflow"] = Pair(
     "(float[B] x) => (int64[1] y) { n = Shape(x) m = Mul(n, c) y = Div(m, c) }",
     "(float[B] x) => (int64[1] y) { y = Shape(x) }", {"c": [3]},
 )  # fmt: skip
-OPEN["sizes that overflow"] = "integers made of sizes have no largest one"
 WRONG["a dimension whose name is a number"] = Pair(
     '(float["4"] x) => (int64[1] y) { y = Shape(x) }', '(float["4"] x) => (int64[1] y) { y = Identity(c) }',
     {"c": [4]}, inputs={"x": np.ones(3, np.float32)},
 )  # fmt: skip
-OPEN["a dimension whose name is a number"] = "the name of a dimension is read as its size"
 WRITTEN = (
     "(float[1,2,3,4] x, float[3,{0}] m) => (float[1,2,3,4] y) {{ k = Transpose<perm=[0,1,3,2]>(x) p = MatMul(x, k)"
     " s = Mul(p, half) b = Add(s, m) a = Softmax(b) y = MatMul(a, x) }}"
@@ -494,7 +468,6 @@ WRONG["a mask for fewer keys than there are"] = Pair(
     FUSED.format(1), WRITTEN.format(1), {"half": np.float32(0.5)}, opset=24
 )
 RIGHT["a mask for all keys"] = Pair(FUSED.format(3), WRITTEN.format(3), {"half": np.float32(0.5)}, opset=24)
-OPEN["a mask for fewer keys than there are"] = "a mask of one key is repeated for all"
 LIKE = "(float[B] x) => (float[B] y) { q = CastLike(x, z) y = Cast<to=1>(q) }"
 WRONG["a cast to what eight bits hold"] = Pair(
     LIKE, "(float[B] x) => (float[B] y) { y = Identity(x) }", {"z": np.zeros(1, ml_dtypes.float8_e4m3fn)}
@@ -502,19 +475,16 @@ WRONG["a cast to what eight bits hold"] = Pair(
 RIGHT["a cast to what sixteen bits hold"] = Pair(
     LIKE, "(float[B] x) => (float[B] y) { y = Identity(x) }", {"z": np.zeros(1, np.float16)}
 )
-OPEN["a cast to what eight bits hold"] = "a constant of eight bits is a real number like any other"
 
 NOT_A_NUMBER = {"c": np.float32(np.nan)}
 for operator in ("Mul", "Add", "Div"):
     text = f"(float[B,4] x) => (float[B,4] y) {{ y = {operator}(x, c) }}"
     WRONG[f"no number in place of one, {operator}"] = alike(text, {"c": np.float32(2)}, NOT_A_NUMBER)
-    OPEN[f"no number in place of one, {operator}"] = "whatever is compared with NaN is not too far from it"
 WRONG["infinities that cancel"] = Pair(
     "(float[B,4] x) => (float[B,4] y) { y = Identity(x) }",
     "(float[B,4] x) => (float[B,4] y) { a = Mul(x, p) b = Mul(x, q) y = Add(a, b) }",
     {}, {"p": np.float32(np.inf), "q": np.float32(-np.inf)},
 )  # fmt: skip
-OPEN["infinities that cancel"] = "whatever is compared with NaN is not too far from it"
 WRONG["an infinity in place of a number"] = alike(text, {"c": np.float32(2)}, {"c": np.float32(np.inf)})
 WRONG["a bound that is no number"] = alike(
     "(float[B,4] x) => (float[B,4] y) { y = Clip(x, c) }", {"c": np.float32(-9)}, NOT_A_NUMBER
@@ -523,7 +493,6 @@ ROOT = (
     "(float[B,4] x) => (float[B,4] y) { s = Mul(x, x) m = ReduceMean(s, last) e = Add(m, c) r = Sqrt(e) y = Div(x, r) }"
 )
 WRONG["an epsilon that is no number"] = alike(ROOT, {"c": np.float32(1e-3), "last": [-1]}, NOT_A_NUMBER)
-OPEN["an epsilon that is no number"] = "whatever is compared with NaN is not too far from it"
 RIGHT["an epsilon as an attribute"] = Pair(
     ROOT, "(float[B,4] x) => (float[B,4] y) { y = RMSNormalization<epsilon=0.001>(x, g) }",
     {"c": np.float32(1e-3), "last": [-1]}, {"g": np.ones(4, np.float32)},
@@ -539,7 +508,6 @@ WRONG["a dimension that is named like a broadcast"] = Pair(
     '(float["broadcast(B,S)"] x, float[B] z, float[S] w) => (int64[1] y) { y = Shape(x) }',
     inputs={"x": np.ones(1, np.float32), "z": np.ones(3, np.float32), "w": np.ones(3, np.float32)},
 )
-OPEN["a dimension that is named like a broadcast"] = "the name of a dimension is read as a size of the proof's own"
 
 # ── A declared tolerance ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -554,7 +522,6 @@ WRONG["a tolerance is counted at the terms of the original"] = Pair(
     {"w": np.full((4, 4), 1e6, np.float32), "v": np.full((4, 4), -1e6, np.float32)},
     ulps=64.0,
 )
-OPEN["a tolerance is counted at the terms of the original"] = OPEN["huge matrices that cancel"]
 
 
 @pytest.mark.parametrize(("ulps", "kind"), [(1.0, "UNKNOWN"), (64.0, "EQUAL_MODULO")])
@@ -578,38 +545,31 @@ WRONG["zeros of float16 beside a large row"] = Pair(
     PRODUCT, "(float[B,4] x) => (float[B,4] y) { f = Cast<to=1>(h) a = MatMul(x, f) y = Mul(a, c) }",
     {"w": OUTLIER}, {"h": FEW, "c": np.float32(1e8)}, inputs=WITHOUT,
 )  # fmt: skip
-for name in ("huge matrices that cancel beside a large row", "zeros of float16 beside a large row"):
-    OPEN[name] = "what an ulp is worth is limited by the largest entry of the whole matrix"
 WRONG["a product of sizes that overflows"] = Pair(
     "(float[B] x) => (int64[1] y) { n = Shape(x) m = Concat<axis=0>(n, c) p = ReduceProd(m) d = Div(p, e) y = Div(d, four) }",
     "(float[B] x) => (int64[1] y) { y = Shape(x) }", {"c": [2**32, 2**30, 4], "e": [2**62], "four": [4]},
 )  # fmt: skip
-OPEN["a product of sizes that overflows"] = "integers made of sizes have no largest one"
 EIGHT = {"z": np.zeros(1, ml_dtypes.float8_e4m3fn), "n": [2], "on": np.array([True])}
 for like in ("Concat<axis=0>(z, z)", "Expand(z, n)", "Where(on, z, z)"):
     WRONG[f"a cast to what eight bits hold, {like}"] = Pair(
         f"(float[B] x) => (float[B] y) {{ j = {like} q = CastLike(x, j) y = Cast<to=1>(q) }}",
         "(float[B] x) => (float[B] y) { y = Identity(x) }", EIGHT,
     )  # fmt: skip
-    OPEN[f"a cast to what eight bits hold, {like}"] = "a constant of eight bits is a real number like any other"
 WRONG["a sum and a product of the same numbers"] = Pair(
     TWO.format("a = Mul(x, c)", "b = Mul(x, c)"),
     TWO.format("p = Cast<to=11>(c) q = Cast<to=11>(d) u = Mul(x, p) a = Mul(u, q)", "v = Mul(x, p) w = Mul(x, q) b = Add(v, w)"),
     {"c": 4.001}, {"c": np.float16(2), "d": np.float16(2)},
 )  # fmt: skip
-OPEN["a sum and a product of the same numbers"] = OPEN["a number and one over it are one number"]
 WRONG["a function by the name of an operator that keeps shapes"] = Pair(
     "(float[B,4] x) => (int64[2] y) { y = Shape(x) }",
     '(float[B,4] x) => (int64[2] y) { r = Relu(x) y = Shape(r) }\n<domain: "", opset_import: ["" : 23]> Relu (a) => (b) { b = Concat<axis=0>(a, a) }',
 )
-OPEN["a function by the name of an operator that keeps shapes"] = OPEN["a function by the name of a known operator"]
 OF_SYMBOLS = "(float[1,2,L,4] x, float[3,M] m) => (y) {{ {} }}"
 WRONG["a mask of another length than the keys"] = Pair(
     OF_SYMBOLS.format("y = Attention(x, x, x, m)"),
     OF_SYMBOLS.format("k = Transpose<perm=[0,1,3,2]>(x) p = MatMul(x, k) s = Mul(p, half) b = Add(s, m) a = Softmax(b) y = MatMul(a, x)"),
     {"half": np.float32(0.5)}, inputs={"x": normal(1, 2, 3, 4), "m": normal(3, 1)}, opset=24,
 )  # fmt: skip
-OPEN["a mask of another length than the keys"] = "a mask of one key is repeated for all"
 # Refused from the start.
 WRONG["columns of one tensor that are two things"] = Pair(
     "(float[B,4] x) => (float[B,4] y, float[B,2] z) { a = MatMul(x, w) y = Tanh(a) b = MatMul(x, v) z = Exp(b) }",
@@ -740,7 +700,6 @@ def cancelling(largest: float, off: float, dtype: type) -> Pair:
         (cancelling, 1e8, 10.0, ml_dtypes.bfloat16),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="the error of an inverse is bounded by what the certificate chooses")
 def test_a_map_that_is_badly_conditioned(make: Callable[..., Pair], largest: float, off: float, dtype: type) -> None:
     """Such a map is none, or what float64 cannot tell of its inverse is not taken for rounding."""
     try:
@@ -780,6 +739,12 @@ def test_an_axis_that_a_value_does_not_have(axis: int) -> None:
     text = "(float[B,4] x) => (float[B,4] y) { h = MatMul(x, w) y = Tanh(h) }"
     pair = alike(text, {"w": WQ}, {}, claims={"h": [("m", axis)]}, transforms={"m": t.Selection(4, (0, 1, 2, 3))})
     assert not pair.proof().verdict.holds
+
+
+OPEN: dict[str, str] = {
+    "a cast to what eight bits hold, Expand(z, n)": "a constant of eight bits is a real number like any other",
+}
+"""What the proof does not refuse yet, or refuses though it is true, and why."""
 
 
 def marked(pairs: Mapping[str, Pair]) -> list[object]:
