@@ -65,12 +65,18 @@ def prove(
     if interface is not None:
         return Proof(interface)
     table = Table(Comparer(ulps), block=block)
-    relations = {name: _relation(name, claim, transforms or {}) for name, claim in (claims or {}).items()}
-    first = Walk(original, "original", table, reductions=_reductions(relations))
+    try:
+        relations = {name: _relation(name, claim, transforms or {}) for name, claim in (claims or {}).items()}
+        reductions = _reductions(relations)
+    except (AttributeError, TypeError, ValueError) as error:
+        return Proof(Verdict("UNKNOWN", reason=f"the certificate's relations cannot be read: {error}"))
+    first = Walk(original, "original", table, reductions=reductions)
     second = Walk(rewritten, "rewritten", table, partner=first, relations=relations)
     for walk in (first, second):
         try:
             walk.run()
+            if walk is first:
+                table.tell_apart()
         except Exception as error:  # noqa: BLE001 - whatever stops the walk, of such a graph nothing is known
             cause = _cause(table) if walk is second else None
             if cause is not None:

@@ -193,10 +193,11 @@ def parse(text: str) -> Dim:
     >>> parse("batch*sequence")
     Dim('batch*sequence')
     >>> parse("floor(s0/2)")
-    Dim('floor(s0/2)')
+    Dim('named(floor(s0/2))')
     """
-    if not re.fullmatch(r"[\w .]+([*+][\w .]+)*", text):
-        return Dim.symbol(text)
+    if not re.fullmatch(r"[\w .]+([*+][\w .]+)*", text) or text.strip().isdigit():
+        # A name that is a number is a name; and none is that of a size that is made up here.
+        return Dim.symbol(f"named({text})")
     total = Dim.of(0)
     for summand in text.split("+"):
         total = total + product(

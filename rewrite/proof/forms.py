@@ -11,7 +11,7 @@ from the atom `one` (a bias is `one`·b) and, with two axes, from an identity ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -154,6 +154,13 @@ class Atom:
     kind: str
     node: str
     side: str
+    spare: bool = field(default=False, compare=False)
+    """Whether it is the original's, but may be undefined where the original's outputs are not."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is defined wherever the original's outputs are."""
+        return self.side == "original" and not self.spare
 
     def __repr__(self) -> str:
         return f"Atom({self.number}, {self.key[:2]})"
@@ -207,12 +214,12 @@ IDENTITY = (Chain(),)
 
 
 def cancelled(atom: Atom, view: View) -> list[Term]:
-    """What is left of a value whose maps cancel: nothing, as long as the value itself is one of the original's.
+    """What is left of a value whose maps cancel: nothing, as long as the original's outputs rest on that value.
 
-    A value that only the rewritten graph computes may be undefined where the original is not (√x − √x below 0), so it
-    stays, times 0.
+    A value that only the rewritten graph computes, or that the original selects others in place of, may be undefined
+    where the original is not (√x − √x below 0), so it stays, times 0.
     """
-    return [Term(atom, view, None, (Chain((Scalar(0.0),)),))] if atom.side == "rewritten" else []
+    return [] if atom.sure else [Term(atom, view, None, (Chain((Scalar(0.0),)),))]
 
 
 @dataclass(frozen=True)
@@ -233,9 +240,17 @@ class Form:
         return (self.shape, self.kind, tuple((t.atom.number, t.view) for t in self.terms if t.atom.key != ("one",)))
 
     @cached_property
-    def origins(self) -> tuple[str, ...]:
-        """The rewritten graph's shipped numbers in front of the chains; `key` does not tell them apart."""
-        return tuple(name for term in self.terms for chain in term.chains for name in chain.scalar.origins)
+    def origins(self) -> tuple[tuple[str, int], ...]:
+        """The rewritten graph's shipped numbers in front of the chains, and how they make them.
+
+        `key` does not tell them apart. The power 0 says that a number is a sum.
+        """
+        return tuple(
+            (name, 0 if chain.scalar.fixed else power)
+            for term in self.terms
+            for chain in term.chains
+            for name, power in chain.scalar.origins
+        )
 
     @property
     def rank(self) -> int:
@@ -283,7 +298,7 @@ def _merge(group: Sequence[Term], axis: int | None) -> list[Term]:
         body = tuple(factor.key for factor in chain.body)
         if body in numbers:
             known = numbers[body].scalar
-            total = known.combined(known.value + chain.scalar.value, chain.scalar)
+            total = known.summed(chain.scalar)
             numbers[body] = Chain((total, *chain.body))
         else:
             numbers[body] = chain
@@ -309,7 +324,7 @@ def _read_centring(chains: list[Chain]) -> list[Chain]:
             if chain.body[-2].size == size and plain is not None:
                 rest = [other for other in chains if other not in (chain, plain)]
                 # Only equal numbers make it a centring: both are used, and the product names both.
-                both = plain.scalar.combined(plain.scalar.value, minus)
+                both = replace(plain.scalar.summed(minus), value=plain.scalar.value)
                 centred = Chain(plain.body).scaled(both)
                 centre = centred.then(Centre(size)) if centred is not None else None
                 return _read_centring([*rest, centre]) if centre is not None else rest
@@ -412,7 +427,7 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
         if atom_axis is None or term.axis not in (None, atom_axis):
             return None
         new = term.mapped(axis, factor, atom_axis, Dim.of(size_out))
-        if new is None and term.atom.side == "rewritten":
+        if new is None and not term.atom.sure:
             return None
         if new is not None:
             terms.append(new)

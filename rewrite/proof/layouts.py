@@ -49,7 +49,14 @@ def cast(walk, node, operands):
 
 @rule("CastLike")
 def cast_like(walk, node, operands):
-    kind = walk.form(operands[1]).kind
+    like = operands[1]
+    if isinstance(like, Constant) and ((stored := like.stored) is None or stored.tensor.dtype.bitwidth < 16):
+        # Of what was computed from constants it is not known in how many bits.
+        return None
+    terms = walk.form(like).terms
+    if not isinstance(like, Constant) and (not terms or any(term.atom.key[0] in ("one", "eye") for term in terms)):
+        return None
+    kind = walk.form(like).kind
     return operands[0] if walk.form(operands[0]).kind == kind != "unknown" else None
 
 
@@ -353,13 +360,18 @@ def integer_arithmetic(walk, node, operands):
         return None
     arrays = np.broadcast_arrays(*(part.array() for part in parts))  # type: ignore[union-attr]
     entries = [_entry(node.op_type, list(column)) for column in zip(*(a.reshape(-1) for a in arrays))]
-    if any(entry is None for entry in entries):
+    if any(entry is None or not _fits(entry) for entry in entries):
         return None
     for operand in operands:
         walk.pin(operand)
     result = np.empty(len(entries), dtype=object)
     result[:] = entries
     return Integers.of(result.reshape(arrays[0].shape))
+
+
+def _fits(entry: Dim) -> bool:
+    """Whether no size that fits a machine makes an int64 of it overflow."""
+    return all(abs(coefficient) < 1 << 31 for _, coefficient in entry.terms)
 
 
 def _entry(operator: str, column: list[Dim]) -> Dim | None:
@@ -446,5 +458,8 @@ def reduce_product(walk, node, operands):
     value = operands[0]
     if not isinstance(value, Integers) or len(value.shape) != 1 or attribute(node, "noop_with_empty_axes", 0):
         return None
-    result = np.array(product(value.entries), dtype=object)
+    whole = product(value.entries)
+    if not _fits(whole):
+        return None
+    result = np.array(whole, dtype=object)
     return Integers.of(result.reshape((1,)) if attribute(node, "keepdims", 1) else result)

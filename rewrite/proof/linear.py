@@ -84,18 +84,37 @@ class Diagonal:
 class Scalar:
     """x ↦ value·x.
 
-    `origins` are the rewritten graph's shipped numbers that made the value, each as often as it did. `epsilon` is the
-    relative spacing of what wrote it down; 0 for a number that the structure implies (a count, the −1 of Sub), which
-    nothing can adjust.
+    `origins` are the rewritten graph's shipped numbers that made the value, each with its power, as often as it did.
+    `epsilon` is the relative spacing of what wrote them down, of the finest where there are several; 0 for a number
+    that the structure implies (a count, the −1 of Sub). `defined` is that of a number which an operator's definition
+    holds, and nobody wrote. What is `fixed` is a sum of shipped numbers, of which none has a share to be adjusted.
     """
 
     value: float
-    origins: tuple[str, ...] = ()
+    origins: tuple[tuple[str, int], ...] = ()
     epsilon: float = 0.0
+    defined: float = 0.0
+    fixed: bool = False
 
-    def combined(self, value: float, other: Scalar) -> Scalar:
-        """`value`, made of this number and `other`."""
-        return Scalar(value, tuple(sorted((*self.origins, *other.origins))), max(self.epsilon, other.epsilon))
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.origins)
+
+    def times(self, other: Scalar) -> Scalar:
+        """The product of both numbers."""
+        written = [each.epsilon for each in (self, other) if each.origins]
+        return Scalar(
+            self.value * other.value,
+            tuple(sorted((*self.origins, *other.origins))),
+            min(written, default=0.0),
+            max(self.defined, other.defined),
+            self.fixed or other.fixed,
+        )
+
+    def summed(self, other: Scalar) -> Scalar:
+        """The sum of both numbers."""
+        origins = tuple(sorted((*self.origins, *other.origins)))
+        return Scalar(self.value + other.value, origins, fixed=True)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -236,7 +255,7 @@ class Chain:
     def scaled(self, scalar: Scalar) -> Chain | None:
         """Times a number; None is the zero map."""
         own = self.scalar
-        total = own.combined(own.value * scalar.value, scalar)
+        total = own.times(scalar)
         # A shipped number is kept even where it is 0 or 1 and changes nothing: it is a use, and holds it to its value.
         if total.value == 0.0 and not total.origins:
             return None
@@ -468,7 +487,11 @@ def transformed(block: Block, transform: Transform, taken: slice | None = None) 
     inexact = absolute(np.broadcast_to(block.error, block.value.shape)) if np.any(block.error) else 0.0
     summed = inexact + transform.roundings * magnitude
     # The size of a term: its mean; of a fitted orthogonal map, whose own rounding is in every entry, that of an entry.
-    mean = magnitude / (math.sqrt(transform.size) if Exact(transform).fitted else transform.size)
+    if Exact(transform).fitted:
+        mean = magnitude / math.sqrt(transform.size)
+    else:
+        terms = transform.terms if taken is None else transform.terms_left
+        mean = terms(np.abs(block.value)) / transform.size
     if taken is not None:
         value = value[taken]
         summed, mean = (part[taken] if np.shape(part)[0] != 1 else part for part in (summed, mean))
@@ -545,7 +568,7 @@ def shipped(factors: Sequence[Factor]) -> frozenset[Demand]:
     names = {
         stored.name for constant in constants_of(factors) for stored in sources(constant) if stored.side == "rewritten"
     }
-    names.update(name for factor in factors if isinstance(factor, Scalar) for name in factor.origins)
+    names.update(name for factor in factors if isinstance(factor, Scalar) for name in factor.names)
     return frozenset(Demand(name, (), SHIPPED) for name in names)
 
 
@@ -695,18 +718,26 @@ def compare_scalars(ours: Scalar, theirs: Scalar) -> Outcome:
     """Numbers that are equal, or within an ulp of what wrote ours down; only one written once can be adjusted."""
     if ours.value == theirs.value:
         return Match(0.0, shipped((ours,)))
+    if not (math.isfinite(ours.value) and math.isfinite(theirs.value)):
+        return Mismatch(f"{ours.value!r} is no real number")
     distance = abs(ours.value - theirs.value)
     # What the arithmetic on both numbers in float64 may have lost; it is nobody's to adjust.
     if distance <= 4 * UNIT * abs(theirs.value) and not ours.origins:
         return Match()
+    if ours.defined and not theirs.defined:
+        # An operator's own number against one that was written out.
+        ulps = distance / (unit_at(theirs.value, ours.defined) or distance / 2.0**60)
+        if ulps <= 1.0:
+            return Match(ulps, shipped((ours,)))
     ulps = distance / (unit_at(theirs.value, ours.epsilon) or distance / 2.0**60)
     if len(ours.origins) > 1 and theirs.value and ours.epsilon:
         # One of several numbers is adjusted, by as much relatively: half a spacing is an ulp of it, wherever it lies.
         ulps = 2.0 * distance / (abs(theirs.value) * ours.epsilon)
-    if ulps > 1.0 or len(set(ours.origins)) < len(ours.origins):
+    if ulps > 1.0 or ours.fixed or not ours.origins or len(set(ours.names)) < len(ours.names):
         return Mismatch(f"scalars {ours.value!r} and {theirs.value!r} differ", ulps)
+    name, power = ours.origins[-1]
     held = shipped([Scalar(1.0, ours.origins[:-1])])
-    return Match(ulps, held | {Demand(name, (), ("number", theirs.value, ours.value)) for name in ours.origins[-1:]})
+    return Match(ulps, held | {Demand(name, (), ("number", theirs.value, ours.value, power))})
 
 
 def unit_at(value: float, epsilon: float) -> float:
@@ -954,6 +985,7 @@ def _compare_rows(
     """The largest distance in ulps over the rows `taken`, or why the maps differ; in steps that stay in the cache."""
     reported = 0.0
     worth = sensitivity(rewritten[place.chain], place) if place is not None else []
+    bare = len(rewritten) == len(rewritten[0].factors) == 1 if rewritten else False
     fitted = any(isinstance(f, Exact) and f.fitted for chain in original for f in chain.factors)
     for start in range(taken.start, taken.stop, step):
         part = slice(start, min(start + step, taken.stop))
@@ -973,6 +1005,10 @@ def _compare_rows(
                 return Mismatch("a constant of the original has no counterpart", float("inf"))
             continue
         unit = rows(worth, part, size).value
+        if not bare:
+            # No more than the map has there: what cancels in a sum of ours, and what a factor makes of the smallest
+            # number there is, is not in it.
+            unit = np.minimum(unit, place.epsilon * np.maximum(target.largest, np.abs(target.value)))
         with np.errstate(divide="ignore", invalid="ignore"):
             # 0/0 is an entry that is zero on both sides.
             farthest = float(np.fmax.reduce((distance + bound) / unit, axis=None, initial=0.0))

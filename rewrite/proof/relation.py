@@ -26,6 +26,9 @@ all) are exact.
 exact (other tools fold constants in float32, which rounds several times), or a layout that only the machine that wrote
 the file knows. A conversion never asks for it; whoever compares two files of others may accept it or not.
 
+**The real numbers.** A value that does not exist in them (the logarithm of −1, 1/0) is undefined, and so is whatever
+is computed from it: what IEEE arithmetic makes of an infinity on its way to a finite output is not looked at.
+
 **What is not claimed.** That the rewritten network runs wherever the original does: an operator whose result it does
 not use may still refuse its operands there. Casts between floating-point types of 16 bits and more are identities; to
 fewer bits they are quantizations. Operators mean what they mean from opset 13 on.

@@ -302,11 +302,11 @@ def _rms_core(walk: Walk, x: Form, y: Form) -> Form | None:
             lies = (*forms.identity_view(term.atom).axes[:-1], (forms.Piece(axis, ONE, ONE),))
             if size is not None and term.chains == (Chain((Mean(size),)),) and term.axis == axis:
                 square = term.atom if term.view == forms.View(lies) else None
-    if epsilon is None or square is None or len(inside.terms) != 2:
+    if epsilon is None or square is None or len(inside.terms) != 2 or not math.isfinite(epsilon.value):
         return None
     if square.key[1] != walk.intern(x) or inside.shape != (*x.shape[:-1], ONE):
         return None
-    walk.table.held(epsilon.origins, walk.node)
+    walk.table.held(epsilon.names, walk.node)
     return rms(walk, x, epsilon.value)
 
 
@@ -480,7 +480,7 @@ def _without_scalars(a: Form, b: Form) -> tuple[Form, Form, Scalar]:
     """Both factors of a product less the numbers in front of them, and the product of those."""
     a, left = forms.without_scalar(a)
     b, right = forms.without_scalar(b)
-    return a, b, left.combined(left.value * right.value, right)
+    return a, b, left.times(right)
 
 
 def _transposed(walk, value):
@@ -753,7 +753,7 @@ def _reduced_elsewhere(walk: Walk, form: Form, axes: list[int], mean: bool) -> F
 
 def unary(walk: Walk, name: str, form: Form) -> Form:
     """An elementwise function by its ONNX name; the same atom that the operator itself makes."""
-    numbers = walk.elementwise(ir.node(name, [None]))
+    numbers = walk.elementwise(ir.node(name, [None]), [None])
     copied = reduction.through(walk, form, lambda x: unary(walk, name, x), numbers, name in symmetry.HOMOGENEOUS)
     if copied is not None:
         return copied
@@ -765,7 +765,7 @@ def unary(walk: Walk, name: str, form: Form) -> Form:
 
 def defined(value: float) -> Scalar:
     """A real number of an operator's definition, which is a float32 number wherever it is written out."""
-    return Scalar(value, epsilon=SINGLE_ULP)
+    return Scalar(value, defined=SINGLE_ULP)
 
 
 def gelu_exact(walk: Walk, x: Form) -> Form:
@@ -864,6 +864,9 @@ def attention(walk, node, operands):
     mask = operands[3] if len(operands) > 3 else None
     bias = walk.form(mask) if mask is not None else None
     if bias is not None and bias.kind != "f":
+        return None
+    if bias is not None and bias.shape[-1:] != key.shape[1 if key.rank == 3 else 2 :][:1]:
+        # A mask that is shorter than the keys is padded, not repeated.
         return None
     packed = query.rank == 3
     if packed:

@@ -178,7 +178,8 @@ def product(walk: Walk, a: Form, b: Form) -> tuple[Form, Form, int, list[Transfo
         peeled, other = (mine, b) if mine is not None else (theirs, a)
         assert peeled is not None
         per_row = other.rank < -axis or other.shape[axis] == ONE or not any(t.view.axes[axis] for t in other.terms)
-        along = other.rank < -axis or other.shape[axis] in (ONE, peeled[0].shape[axis])
+        sizes = (ONE, peeled[0].shape[axis]) if peeled[1].width == peeled[1].size else (ONE,)
+        along = other.rank < -axis or other.shape[axis] in sizes
         if along and (per_row or diagonal_of(peeled[1]) is not None):
             left, right = (peeled[0], other) if mine is not None else (other, peeled[0])
             return left, right, axis, [peeled[1]]
@@ -199,7 +200,8 @@ def pairing(walk: Walk, a: Form, b: Form) -> tuple[Form, Form, float] | None:
         return None if number is None else (left[0], right[0], number)
     turned = (*range(b.rank - 2), b.rank - 1, b.rank - 2)
     mine, theirs = heads(walk, a), heads(walk, forms.transpose(b, turned))
-    if mine is None:
+    # Axes are counted from the left: in values of two ranks they would be two axes.
+    if mine is None or a.rank != b.rank or a.shape[mine[1]] != b.shape[mine[1]]:
         return None
     queries, axis, transform = mine
     if theirs is not None and theirs[1] == axis and (number := _pair(transform, theirs[2])) is not None:
@@ -218,8 +220,12 @@ def _pair(mine: Transform, theirs: Transform) -> float | None:
         return _pair(mine.inner, theirs.inner) if alike else None
     if isinstance(mine, Signs) and isinstance(theirs, Signs) and mine.scale is not None and theirs.scale is not None:
         return mine.scale * theirs.scale * mine.size if np.array_equal(mine.values, theirs.values) else None
+    # Only what has an inverse on all vectors is undone by its dual: a selection or an isometry is not.
+    if mine.size != theirs.size or mine.width != mine.size or theirs.width != theirs.size:
+        return None
     try:
-        return 1.0 if mine.size == theirs.size and (mine.dual == theirs or theirs.dual == mine) else None
+        invertible = mine.inverse.size == theirs.inverse.size
+        return 1.0 if invertible and (mine.dual == theirs or theirs.dual == mine) else None
     except ValueError:
         return None
 
@@ -238,14 +244,17 @@ def heads(walk: Walk, form: Form) -> tuple[Form, int, Transform] | None:
     if size is None or len(known) != len(cuts) or not known or len({cut.axis for cut in known}) != 1:
         return None
     axis = known[0].axis
+    count = form.shape[axis].constant
     if all(cut.size == size and cut.transform == known[0].transform for cut in known):
         transform = known[0].transform
     else:
-        count = form.shape[axis].constant
         diagonal = None if count is None else _put_together(known, count, size)
         if diagonal is None:
             return None
         transform = diagonal
+    # A map of more channels than those of these heads acts on another axis of the value as well.
+    if count is None or transform.size != count * size:
+        return None
     return unclosed(walk, forms.collect(form.shape, [cut.term for cut in known], form.kind)), axis, transform
 
 

@@ -39,6 +39,7 @@ class Table:
     declared: set[str] = field(default_factory=set)
     block: int | None = None
     found: list[Transform] = field(default_factory=list)
+    sure: set[int] = field(default_factory=set)
     products: dict[tuple[Any, ...], Form] = field(default_factory=dict)
     _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _alike: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
@@ -50,6 +51,12 @@ class Table:
             self.atoms[key] = Atom(len(self.atoms), key, shape, kind, node, side)
         return self.atoms[key]
 
+    def tell_apart(self) -> None:
+        """The original is known: its values that are not `sure` are spare for the other graph."""
+        for atom in self.atoms.values():
+            given = atom.key[0] in ("one", "eye", "input")
+            object.__setattr__(atom, "spare", not given and atom.number not in self.sure)
+
     def intern(self, form: Form, side: str, node: str, hint: int | None = None) -> int:
         """The number of `form`; `hint` is the number of the original's value of the same name, tried first."""
         number = self._numbers.get((form.key, form.origins))
@@ -58,7 +65,7 @@ class Table:
         number = self._numbers.get((form.key, ()))
         if number is not None and self.forms[number].key == form.key:
             # The same numbers, written down elsewhere: equal as long as these are what was shipped.
-            self.held(form.origins, node)
+            self.held((name for name, _ in form.origins), node)
             self._numbers[form.key, form.origins] = number
             return number
         alike = self._alike.setdefault(form.skeleton, [])

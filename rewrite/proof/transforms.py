@@ -61,6 +61,14 @@ class Transform(ABC):
     def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
         """A bound on x·|T| for x ≥ 0, of a shape that broadcasts to that of x·T."""
 
+    def terms(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        """x·|T| for x ≥ 0, or less: what is summed, without what bounds its rounding."""
+        return self.absolute(x, axis)
+
+    def terms_left(self, x: np.ndarray) -> np.ndarray:
+        """|T|·x for x ≥ 0, or less."""
+        return self.absolute_left(x)
+
     @property
     @abstractmethod
     def roundings(self) -> int:
@@ -196,6 +204,9 @@ class Reciprocal(Transform):
         return self.scaling.tensors
 
 
+LARGEST_HADAMARD = 1 << 24
+
+
 @dataclass(frozen=True, eq=False)
 class Hadamard(Transform):
     """diag(σ)·S·scale with S a Hadamard matrix and σ random signs (none where `seed` is None).
@@ -212,8 +223,9 @@ class Hadamard(Transform):
     transposed: bool = False
 
     def __post_init__(self) -> None:
-        if parts(self.size) is None:
+        if not 0 < self.size <= LARGEST_HADAMARD or parts(self.size) is None:
             raise ValueError(f"no Hadamard matrix of order {self.size} is constructed here")
+        _check_scale(self.scale)
 
     @property
     def orthogonal(self) -> bool:  # type: ignore[override]
@@ -292,7 +304,7 @@ class Orthogonal(Transform):
         n = len(self.values)
         if self.values.shape != (n, n) or not np.isfinite(self.values).all():
             raise ValueError("an orthogonal matrix is square and finite")
-        if self.distance > 1e-9:
+        if not self.distance <= 1e-9:
             raise ValueError(f"the matrix is not orthogonal: ‖Q·Qᵀ − I‖ = {self.distance:.2g}")
 
     @cached_property
@@ -325,6 +337,12 @@ class Orthogonal(Transform):
     def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
         # |x|·|Q| ≤ ‖x‖₂ by Cauchy and Schwarz, since Q's columns have length 1.
         return np.sqrt((x * x).sum(axis=axis, keepdims=True)) * (1 + 2.0**-20)
+
+    def terms(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return along(axis, x, lambda rows: rows @ np.abs(self.values))
+
+    def terms_left(self, x: np.ndarray) -> np.ndarray:
+        return self.inverse.dual.terms(x, 0)
 
     @property
     def roundings(self) -> int:
@@ -360,7 +378,7 @@ class Invertible(Transform):
     def __post_init__(self) -> None:
         if self.values.ndim not in (2, 3) or self.values.shape[-1] != self.values.shape[-2]:
             raise ValueError("an invertible map is a square matrix or a stack of them")
-        if not np.isfinite(self.values).all() or not self.slack < 1e-6:
+        if not np.isfinite(self.values).all() or not self.slack < 1e-10:
             raise ValueError("the matrix is singular to working precision")
 
     @cached_property
@@ -456,6 +474,12 @@ class Inverse(Transform):
         magnitude = np.abs(self.stack)
         bound = magnitude + magnitude.sum(axis=-2 if self.transposed else -1, keepdims=True)
         return along(axis, x, lambda rows: _blockwise(rows, bound))
+
+    def terms(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return along(axis, x, lambda rows: _blockwise(rows, np.abs(self.stack)))
+
+    def terms_left(self, x: np.ndarray) -> np.ndarray:
+        return self.inverse.dual.terms(x, 0)
 
     @property
     def roundings(self) -> int:
@@ -616,6 +640,7 @@ class Signs(Transform):
         wide = self.values.astype(np.float32)
         if self.values.shape != (n, n) or not np.array_equal(wide @ wide.T, n * np.eye(n, dtype=np.float32)):
             raise ValueError("the signs are no Hadamard matrix")
+        _check_scale(self.scale)
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -785,8 +810,8 @@ class Repeated(Transform):
     right: int = 1
 
     def __post_init__(self) -> None:
-        if self.inner.width != self.inner.size:
-            raise ValueError("only a square map is repeated along an axis")
+        if self.inner.width != self.inner.size or self.left < 1 or self.right < 1:
+            raise ValueError("only a square map is repeated along an axis, once or more")
         if isinstance(inner := self.inner, Repeated):
             # I ⊗ (I ⊗ T ⊗ I) ⊗ I has one form.
             object.__setattr__(self, "left", self.left * inner.left)
@@ -829,6 +854,12 @@ class Repeated(Transform):
 
     def absolute(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
         return along(axis, x, lambda rows: self._inside(rows, lambda cut: self.inner.absolute(cut, -2)))
+
+    def terms(self, x: np.ndarray, axis: int = -1) -> np.ndarray:
+        return along(axis, x, lambda rows: self._inside(rows, lambda cut: self.inner.terms(cut, -2)))
+
+    def terms_left(self, x: np.ndarray) -> np.ndarray:
+        return self.inverse.dual.terms(x, 0)
 
     @property
     def roundings(self) -> int:
@@ -906,18 +937,20 @@ def from_json(content: Mapping[str, Any], tensor: Reader) -> Transform:
     kind = content.get("kind")
     try:
         if kind == Hadamard.kind:
-            return Hadamard(content["size"], content["seed"], content["scale"], bool(content.get("transposed")))
+            seed = None if content["seed"] is None else _integer(content["seed"])
+            return Hadamard(_integer(content["size"]), seed, content["scale"], bool(content.get("transposed")))
         if kind == Isometry.kind:
-            return Isometry(content["size"], bool(content.get("reading")))
+            return Isometry(_integer(content["size"]), bool(content.get("reading")))
         if kind == Selection.kind:
-            return Selection(content["size"], tuple(content["indices"]))
+            return Selection(_integer(content["size"]), tuple(map(_integer, content["indices"])))
         if kind in (Scaling.kind, Orthogonal.kind, Invertible.kind):
             values = np.asarray(tensor(content["values"]), np.float64)
             return {Scaling.kind: Scaling, Orthogonal.kind: Orthogonal, Invertible.kind: Invertible}[kind](values)
         if kind == Signs.kind:
             return Signs(np.asarray(tensor(content["values"])).astype(np.int8), content["scale"])
         if kind == Repeated.kind:
-            return Repeated(from_json(content["inner"], tensor), content["left"], content["right"])
+            inner = from_json(content["inner"], tensor)
+            return Repeated(inner, _integer(content["left"]), _integer(content["right"]))
         if kind in (Reciprocal.kind, Inverse.kind):
             inner = from_json(content["of"], tensor)
             if kind == Reciprocal.kind and isinstance(inner, Scaling):
@@ -927,6 +960,17 @@ def from_json(content: Mapping[str, Any], tensor: Reader) -> Transform:
     except (KeyError, TypeError) as error:
         raise ValueError(f"a transform of kind {kind!r} lacks {error}") from error
     raise ValueError(f"no transform is of kind {kind!r}")
+
+
+def _check_scale(scale: float | None) -> None:
+    if scale is not None and not (math.isfinite(scale) and scale != 0.0):
+        raise ValueError(f"a transform is not scaled by {scale}")
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no integer")
+    return value
 
 
 def tensors_of(transforms: Sequence[Step]) -> dict[str, np.ndarray]:

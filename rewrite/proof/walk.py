@@ -47,7 +47,11 @@ CANDIDATES = 4
 """Values of the original that a value without a counterpart is compared with, in search of a change of basis."""
 
 COMMUTATIVE = frozenset("And Or Xor Equal Max Min Add Mul BitwiseAnd BitwiseOr BitwiseXor".split())
-RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
+RANDOM = frozenset(
+    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli"
+    " Dropout BitmaskDropout BiasDropout BitmaskBiasDropout DropoutGrad BitmaskDropoutGrad".split()
+)
+"""Operators that draw numbers. A Dropout that draws none has a rule, which comes first."""
 
 
 def as_in_graphs(transform: Transform) -> tuple[Transform, float]:
@@ -118,6 +122,8 @@ class Walk:
         self.epsilon_ulps = 0.0
         self._dimensions = self._input_dimensions()
         self._hint: int | None = None
+        self._needed: set[ir.Node] = set()
+        self._sure = True
         self._unique = 0
 
     # ── The walk ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -135,7 +141,9 @@ class Walk:
         for name, value in graph.initializers.items():
             if name not in self.values and value.const_value is not None:
                 self.values[name] = Stored(self.side, name, value.const_value)
+        self._needed = needed_nodes(self.model)
         for node in graph:
+            self._sure = node in self._needed
             self.node = node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
             self._hint = self._partner_number(node)
             self._assign(node, self._results(node))
@@ -148,16 +156,22 @@ class Walk:
                     self._relate(name, Relation(name, ()))
 
     def _results(self, node: ir.Node) -> Sequence[Value]:
+        if self._is_local(node):
+            # A function of the model takes precedence over an operator of its name.
+            return self._opaque(node, self._operands(node))
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
         if domain == "" and node.op_type == "Constant":
             return [self._constant_node(node)]
         if self.reductions and node.op_type in reduction.CHANNELWISE:
             self._reduce(node)
-        operands = [None if value is None else self.values[value.name or ""] for value in node.inputs]
+        operands = self._operands(node)
         apart = rows.taken_apart(self, node, operands)
         if apart is not None:
             return [apart.joined(result) for result in self.applied(node, apart.operands)]
         return self.applied(node, operands)
+
+    def _operands(self, node: ir.Node) -> list[Value | None]:
+        return [None if value is None else self.values[value.name or ""] for value in node.inputs]
 
     def applied(self, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value]:
         """The results of an operator on operands that need not be its own."""
@@ -282,7 +296,10 @@ class Walk:
         return ("form", self.intern(value))
 
     def atom(self, key: tuple[Any, ...], shape: Shape, kind: str = "f"):
-        return self.table.atom(key, shape, kind, self.node, self.side)
+        atom = self.table.atom(key, shape, kind, self.node, self.side)
+        if self.side == "original" and self._sure:
+            self.table.sure.add(atom.number)
+        return atom
 
     def bilinear(self, key: tuple[Any, ...], compute: Callable[[], Form]) -> Form:
         """A product by its operands as they stand. A number that one graph has in front of a factor and the other
@@ -330,24 +347,24 @@ class Walk:
     def number(self, constant: Constant) -> Scalar:
         """A constant of one element as a number."""
         value = constant.whole().reshape(-1)[0]
-        return Scalar(float(value), *self._written(constant))
+        return Scalar(float(value), *self._written(constant, 1))
 
     def reciprocal(self, constant: Constant) -> Scalar:
         """One over a constant of one element."""
-        return Scalar(1.0 / float(constant.whole().reshape(-1)[0]), *self._written(constant))
+        return Scalar(1.0 / float(constant.whole().reshape(-1)[0]), *self._written(constant, -1))
 
-    def _written(self, constant: Constant) -> tuple[tuple[str, ...], float]:
+    def _written(self, constant: Constant, power: int) -> tuple[tuple[tuple[str, int], ...], float]:
         """Who wrote a number down, and with which relative spacing; nobody, if it was computed."""
         origin = constant.stored
         if origin is None or origin.side != "rewritten" or constant.kind != "f":
             return (), 0.0
-        return (origin.name,), spacing_of_one(constant.raw((slice(0, 1),) * len(constant.shape)))
+        return ((origin.name, power),), spacing_of_one(constant.raw((slice(0, 1),) * len(constant.shape)))
 
     def attribute(self, node: ir.Node, name: str, default: float) -> Scalar:
         """A floating-point attribute as a number: a float32 constant of the one node that has it; 1 is no factor."""
         value = float(np.float32(node.attributes[name].value if name in node.attributes else default))
         written = self.side == "rewritten" and name in node.attributes and value != 1.0
-        return Scalar(value, (f"{self.node}.{name}",) if written else (), SINGLE_ULP if written else 0.0)
+        return Scalar(value, ((f"{self.node}.{name}", 1),) if written else (), SINGLE_ULP if written else 0.0)
 
     def computed(self, values: np.ndarray, used: Iterable[Constant]) -> Array:
         """A constant that was computed from others, which must then be exactly as they are."""
@@ -375,9 +392,10 @@ class Walk:
             return "f"
         return "b" if dtype == ir.DataType.BOOL else dtype.name.lower()
 
-    def elementwise(self, node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
-        """The function of numbers that an elementwise node of one operand is, in float64."""
-        return lambda numbers: _evaluate(node, [numbers], self._opset())[0]
+    def elementwise(self, node: ir.Node, operands: Sequence[Value | None]) -> Callable[[np.ndarray], np.ndarray]:
+        """The function of numbers that an elementwise node is of its first operand, in float64."""
+        rest = [operand.whole() if isinstance(operand, Constant) else None for operand in operands[1:]]
+        return lambda numbers: _evaluate(node, [numbers, *rest], self._opset())[0]
 
     # ── Constants ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -433,6 +451,9 @@ class Walk:
             or node.domain not in ("", "ai.onnx")
         ):
             return None
+        if node.op_type == "CastLike":
+            # What it casts to may be a type of eight bits, in which float64 says nothing.
+            return None
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             return None
         try:
@@ -448,17 +469,23 @@ class Walk:
 
     # ── Opaque operators ────────────────────────────────────────────────────────────────────────────────────────
 
+    def _is_local(self, node: ir.Node) -> bool:
+        names = {"", "ai.onnx"} if node.domain in ("", "ai.onnx") else {node.domain}
+        return any((domain, node.op_type, node.overload) in self.model.functions for domain in names)
+
     def _opaque(self, node: ir.Node, operands: Sequence[Value | None]) -> list[Value]:
-        domain = "" if node.domain in ("", "ai.onnx") else node.domain
-        if domain == "" and node.op_type in symmetry.ELEMENTWISE and isinstance(form := operands[0], Form):
+        local = self._is_local(node)
+        domain = "local" if local else "" if node.domain in ("", "ai.onnx") else node.domain
+        channelwise = domain == "" and node.op_type in symmetry.ELEMENTWISE
+        if channelwise and isinstance(form := operands[0], Form) and not any(isinstance(o, Form) for o in operands[1:]):
             copied = reduction.through(
                 self,
                 form,
                 lambda x: self.form(self._opaque(node, [x, *operands[1:]])[0]),
-                self.elementwise(node),
+                self.elementwise(node, operands),
                 node.op_type in symmetry.HOMOGENEOUS,
             )
-            if copied is not None and not any(isinstance(operand, Form) for operand in operands[1:]):
+            if copied is not None:
                 return [copied]
         moved = symmetry.through(self, node, operands) if domain == "" else None
         if moved is not None:
@@ -471,7 +498,6 @@ class Walk:
             keys.pop()
         if domain == "" and node.op_type in COMMUTATIVE:
             keys.sort(key=repr)
-        local = (node.domain, node.op_type, node.overload) in self.model.functions
         if attributes is None or node.op_type in RANDOM or local:
             # Equal to nothing, not even to itself in the other graph.
             self._unique += 1
@@ -479,8 +505,8 @@ class Walk:
         results: list[Value | None] = []
         base = self.opaque_key(domain, node.op_type, attributes, keys)
         for index, output in enumerate(node.outputs):
-            shape = self._result_shape(node, operands, output, index)
-            kind = self._result_kind(node, index, operands)
+            shape = self._result_shape(node, operands, output, index, local)
+            kind = self._result_kind(node, index, operands, local)
             key = (*base[:-1], index)
             known = self.table.atoms.get(key)
             if shape is None and known is None:
@@ -517,9 +543,9 @@ class Walk:
         return result
 
     def _result_shape(
-        self, node: ir.Node, operands: Sequence[Value | None], output: ir.Value, index: int
+        self, node: ir.Node, operands: Sequence[Value | None], output: ir.Value, index: int, local: bool
     ) -> Shape | None:
-        if node.domain in ("", "ai.onnx") and (index == 0 or node.op_type == "TopK"):
+        if not local and node.domain in ("", "ai.onnx") and (index == 0 or node.op_type == "TopK"):
             shapes = [None if operand is None else self.shape(operand) for operand in operands]
             shape = result_shape(node, operands, shapes, [integers(operand) for operand in operands])
             if shape is not None:
@@ -527,11 +553,11 @@ class Walk:
         # What the rewritten model declares is never evidence.
         return self._declared(output) if self.side == "original" else None
 
-    def _result_kind(self, node: ir.Node, index: int, operands: Sequence[Value | None]) -> str:
+    def _result_kind(self, node: ir.Node, index: int, operands: Sequence[Value | None], local: bool) -> str:
         """The kind of a result by the operator's signature, else as the original declares it."""
-        if node.op_type == "Cast":
+        if node.op_type == "Cast" and not local:
             return self.kind_of_dtype(node.attributes["to"].value)
-        if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
+        if not local and node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
             schema = onnx.defs.get_schema(node.op_type, self._opset(), "")
             wanted = schema.outputs[min(index, len(schema.outputs) - 1)].type_str
             for position, operand in enumerate(operands):
@@ -576,6 +602,44 @@ class Walk:
             else:
                 sizes.append(parse(self._dimensions.get(str(size.value), str(size.value))))
         return tuple(sizes)
+
+
+EVERYWHERE = frozenset(
+    "Abs Add Attention BatchNormalization BiasGelu Cast Celu Clip Concat Conv ConvTranspose Cos Cosh Div Einsum Elu Erf"
+    " Exp Expand FastGelu Flatten Gelu Gemm GroupNormalization GroupQueryAttention HardSigmoid HardSwish Identity"
+    " InstanceNormalization LayerNormalization LeakyRelu Log LogSoftmax MatMul Mean Mish Mul MultiHeadAttention Neg Pow"
+    " PRelu QuickGelu RMSNormalization Reciprocal ReduceMean ReduceSum ReduceL2 ReduceSumSquare Relu Reshape"
+    " RotaryEmbedding Selu Sigmoid SimplifiedLayerNormalization Sin Sinh SkipLayerNormalization"
+    " SkipSimplifiedLayerNormalization Softmax Softplus Softsign Sqrt Squeeze Sub Sum Swish Tan Tanh Tile Transpose"
+    " Unsqueeze".split()
+)
+"""Operators whose result is defined only where every entry of every operand is."""
+
+
+def needed_nodes(model: ir.Model) -> set[ir.Node]:
+    """Nodes on all of whose results the graph's outputs rest, whatever the input.
+
+    Not those whose results others may be chosen in place of (Where, Slice, Gather), nor those that nobody reads.
+    """
+    needed: set[ir.Node] = set()
+    outputs = set(model.graph.outputs)
+    for node in reversed(list(model.graph)):
+        read = [
+            output in outputs or any(reader in needed and _rests_on(reader, index) for reader, index in output.uses())
+            for output in node.outputs
+        ]
+        if any(read) and (node.op_type != "Split" or all(read)):
+            needed.add(node)
+    return needed
+
+
+def _rests_on(node: ir.Node, index: int) -> bool:
+    """Whether a node's result is undefined where its operand `index` is anywhere."""
+    if node.op_type == "Where":
+        return index == 0
+    if node.op_type.startswith("Gather") or node.op_type == "Slice":
+        return index > 0
+    return node.op_type in EVERYWHERE or node.op_type == "Split"
 
 
 def _finest(form: Form) -> Shape:

@@ -741,9 +741,7 @@ def test_an_axis_that_a_value_does_not_have(axis: int) -> None:
     assert not pair.proof().verdict.holds
 
 
-OPEN: dict[str, str] = {
-    "a cast to what eight bits hold, Expand(z, n)": "a constant of eight bits is a real number like any other",
-}
+OPEN: dict[str, str] = {}
 """What the proof does not refuse yet, or refuses though it is true, and why."""
 
 
