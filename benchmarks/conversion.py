@@ -5,8 +5,9 @@
 Random weights, written by the benchmark as a sharded safetensors checkpoint in a temporary folder. Each measurement is
 a process of its own; time is wall time, memory the largest resident set that the operating system accounts to it. The
 peer loads the checkpoint and exports and saves it the way its documentation does; ours is `rewrite convert --no-check`
-(which captures, rewrites, lowers, saves and proves), and beside it `rewrite verify` on the two files, and the streamed
-float64 evaluation of the capture. Ratios are ours over the peer's, of medians of interleaved rounds.
+(which captures, rewrites, lowers, saves and proves), and beside it `rewrite verify` on the two files, both again with
+every rotation (`--recipe rotate`), and the streamed float64 evaluation of the capture. Ratios are ours over the peer's,
+of medians of interleaved rounds.
 """
 
 from __future__ import annotations
@@ -87,12 +88,15 @@ def benchmark(name: str, rounds: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="conversion-") as scratch:
         checkpoint = str(Path(scratch) / "checkpoint")
         measured([*python, MAKE, family, json.dumps(shape), checkpoint])
+        again = ["--no-check", "--force"]
         for turn in range(rounds):
             commands = {
                 "peer": [*python, PEER, checkpoint, f"{scratch}/peer"],
-                "convert": [*cli, "convert", checkpoint, "-o", f"{scratch}/out", "--no-check", "--force"],
+                "convert": [*cli, "convert", checkpoint, "-o", f"{scratch}/out", *again],
                 "capture": [*cli, "capture", checkpoint, "-o", f"{scratch}/original.onnx", "--force"],
                 "verify": [*cli, "verify", f"{scratch}/original.onnx", f"{scratch}/out"],
+                "rotate": [*cli, "convert", checkpoint, "-o", f"{scratch}/out", "--recipe", "rotate", *again],
+                "verify rotated": [*cli, "verify", f"{scratch}/original.onnx", f"{scratch}/out"],
                 "float64": [*python, REFERENCE, f"{scratch}/original.onnx"],
             }
             for what, command in commands.items():
@@ -120,10 +124,10 @@ def main() -> None:
     results = [benchmark(name, given.rounds) for name in given.models]
     for result in results:
         print(f"\n{result['model']} (medians of {result['rounds']})")
-        print(f"{'':10}{'seconds':>10}{'÷ peer':>8}{'GiB':>8}{'÷ peer':>8}")
+        print(f"{'':16}{'seconds':>10}{'÷ peer':>8}{'GiB':>8}{'÷ peer':>8}")
         for what, seconds in result["seconds"].items():
             ratio, memory, share = (result[k][what] for k in ("time_ratio", "peak_gib", "memory_ratio"))
-            print(f"{what:10}{seconds:>10.1f}{ratio:>8.2f}{memory:>8.2f}{share:>8.2f}")
+            print(f"{what:16}{seconds:>10.1f}{ratio:>8.2f}{memory:>8.2f}{share:>8.2f}")
     if given.json:
         Path(given.json).write_text(json.dumps(results, indent=1))
 

@@ -636,8 +636,23 @@ class Comparer:
             if cancelled is not None:
                 total = total + cancelled
                 left, rest = ([Chain(chain.body) for chain in chains] for chains in (left, rest))
+            left, rest, behind = self._without_common_end(left, rest)
+            total = total + behind
             outcome = self._sums(left, rest, size)
         return total + outcome if isinstance(outcome, Match) else outcome
+
+    def _without_common_end(
+        self, rewritten: Sequence[Chain], original: Sequence[Chain]
+    ) -> tuple[Sequence[Chain], Sequence[Chain], Match]:
+        """(A + B)·V against C·V is A + B against C: what all chains end in is left out, and is as it was shipped."""
+        used: list[Factor] = []
+        while all(len(chain.body) > 1 for chain in (*rewritten, *original)) and rewritten and original:
+            ends = [chain.body[-1] for chain in (*rewritten, *original)]
+            if not all(self.same_factor(ends[0], end) for end in ends[1:]):
+                break
+            used += [chain.body[-1] for chain in rewritten]
+            rewritten, original = ([_joined(c.scalar, c.body[:-1]) for c in side] for side in (rewritten, original))
+        return rewritten, original, Match(0.0, shipped(used))
 
     def _pair(
         self, chain: Chain, original: Sequence[Chain], used: set[int], size: int | None
@@ -753,6 +768,12 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     """
     if size is None:
         return Mismatch("maps of unknown size")
+    # What a claim or a solved matrix put on our side is made of nothing that was shipped: A + B = C is A = C − B.
+    exact_ones = [chain for chain in rewritten if not shipped(chain.factors)]
+    if len(exact_ones) < len(rewritten):
+        negated = [minus for chain in exact_ones if (minus := chain.scaled(Scalar(-1.0))) is not None]
+        rewritten = [chain for chain in rewritten if shipped(chain.factors)]
+        original = [*original, *negated]
     moved = _moved(rewritten, original)
     if isinstance(moved, Mismatch):
         return moved
@@ -985,6 +1006,8 @@ def _compare_rows(
     """The largest distance in ulps over the rows `taken`, or why the maps differ; in steps that stay in the cache."""
     reported = 0.0
     worth = sensitivity(rewritten[place.chain], place) if place is not None else []
+    # `largest` is the mean of what a product sums.
+    summed = max((f.constant.shape[0] for c in original for f in c.body[1:] if isinstance(f, Matrix)), default=1)
     bare = len(rewritten) == len(rewritten[0].factors) == 1 if rewritten else False
     fitted = any(isinstance(f, Exact) and f.fitted for chain in original for f in chain.factors)
     for start in range(taken.start, taken.stop, step):
@@ -1008,7 +1031,8 @@ def _compare_rows(
         if not bare:
             # No more than the map has there: what cancels in a sum of ours, and what a factor makes of the smallest
             # number there is, is not in it.
-            unit = np.minimum(unit, place.epsilon * np.maximum(target.largest, np.abs(target.value)))
+            most = np.maximum(summed * target.largest, np.abs(target.value))
+            unit = np.minimum(unit, place.epsilon * most)
         with np.errstate(divide="ignore", invalid="ignore"):
             # 0/0 is an entry that is zero on both sides.
             farthest = float(np.fmax.reduce((distance + bound) / unit, axis=None, initial=0.0))
