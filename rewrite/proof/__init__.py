@@ -1,7 +1,7 @@
 """The proof that a rewritten network computes the original's function over the reals.
 
 Read `relation.py` first: it says what "equal" means. `forms.py` is the normal form both graphs are brought to,
-`rules.py` the table that brings them there, `linear.py` the arithmetic on constants, `checker.py` the walk over both.
+`rules.py` the table that brings them there, `linear.py` the comparison of constants, `checker.py` the walk over both.
 This package imports nothing else of ours, neither torch nor ONNX Runtime: whoever trusts it need read no further.
 """
 

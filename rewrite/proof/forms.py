@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from rewrite.proof.chains import Centre, Chain, Diagonal, Exact, Factor, Matrix, Mean, Scalar, Spread
 from rewrite.proof.dimensions import ONE, Dim, Shape, alike, broadcast, product
-from rewrite.proof.linear import Centre, Chain, Diagonal, Exact, Factor, Matrix, Mean, Scalar, Spread
 from rewrite.proof.transforms import Repeated
 
 # ── Views ───────────────────────────────────────────────────────────────────────────────────────────────────────────

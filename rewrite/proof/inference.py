@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rewrite.proof.chains import Chain
 from rewrite.proof.forms import Form, Term
-from rewrite.proof.linear import Chain, rows
+from rewrite.proof.products import rows
 from rewrite.proof.transforms import (
     Invertible,
     Orthogonal,

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rewrite.proof import forms, symmetry
+from rewrite.proof.chains import Exact
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast
 from rewrite.proof.forms import Form, Piece, form_of
-from rewrite.proof.linear import Exact
 
 if TYPE_CHECKING:
     from rewrite.proof.walk import Walk

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rewrite.proof import forms, symmetry
+from rewrite.proof.chains import Chain, Exact, Matrix
 from rewrite.proof.constants import Array
 from rewrite.proof.dimensions import ONE, Dim
 from rewrite.proof.forms import Form, Piece, Term, View
-from rewrite.proof.linear import Chain, Exact, Matrix
 from rewrite.proof.transforms import Copied, Selection
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from rewrite.proof import forms
+from rewrite.proof.chains import Scalar
 from rewrite.proof.dimensions import ONE, Dim, product
 from rewrite.proof.forms import Form, Padded, Repeat, Term, View
-from rewrite.proof.linear import Scalar
 from rewrite.proof.rules import attribute, rule, times, unary
 from rewrite.proof.values import Value
 

@@ -19,10 +19,10 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.proof import forms, reduction, symmetry
+from rewrite.proof.chains import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Matrix, Mean, Scalar, diagonal_of
 from rewrite.proof.constants import Array, Constant, Grouped, permuted, reshaped, sliced
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
 from rewrite.proof.forms import Form, form_of
-from rewrite.proof.linear import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Matrix, Mean, Scalar, diagonal_of
 from rewrite.proof.transforms import Isometry, Repeated, Signs
 from rewrite.proof.values import Integers, Value
 

@@ -23,10 +23,10 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.proof import forms
+from rewrite.proof.chains import Chain, Exact, diagonal_of
 from rewrite.proof.dimensions import ONE, Dim, Shape
 from rewrite.proof.dimensions import product as product_of
 from rewrite.proof.forms import Form, Padded, Piece, Repeat, Term, View
-from rewrite.proof.linear import Chain, Exact, diagonal_of
 from rewrite.proof.transforms import Invertible, Reciprocal, Repeated, Scaling, Selection, Signs, Transform
 from rewrite.proof.values import Value
 

@@ -11,11 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewrite.proof.chains import shipped
 from rewrite.proof.constants import Constant, sources
 from rewrite.proof.demands import SHIPPED, Demand, conflict
 from rewrite.proof.dimensions import Shape
 from rewrite.proof.forms import IDENTITY, Atom, Form, Term
-from rewrite.proof.linear import Comparer, Match, Mismatch, Outcome, shipped, substituted
+from rewrite.proof.linear import Comparer, substituted
+from rewrite.proof.products import Match, Mismatch, Outcome
 from rewrite.proof.transforms import Transform
 
 

@@ -12,22 +12,11 @@ import onnx
 import onnx_ir as ir
 
 from rewrite.proof import forms, inference, layouts, reduction, rotary, rows, symmetry
+from rewrite.proof.chains import SINGLE_ULP, Centre, Chain, Exact, Factor, Matrix, Mean, Scalar, Spread
 from rewrite.proof.constants import Array, Constant, Stored, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
-from rewrite.proof.linear import (
-    SINGLE_ULP,
-    Centre,
-    Chain,
-    Exact,
-    Factor,
-    Match,
-    Matrix,
-    Mean,
-    Scalar,
-    Spread,
-    spacing_of_one,
-)  # fmt: skip
+from rewrite.proof.products import Match, spacing_of_one
 from rewrite.proof.rules import LARGEST_SIGNS, RULES, integers
 from rewrite.proof.shapes import result_shape
 from rewrite.proof.table import Table

@@ -12,22 +12,10 @@ from hypothesis import strategies as st
 from pairs import model
 
 from rewrite.proof import prove
+from rewrite.proof.chains import UNIT, Centre, Chain, Diagonal, Factor, Matrix, Mean, Scalar, Spread
 from rewrite.proof.constants import Array, Stored
-from rewrite.proof.linear import (
-    UNIT,
-    Centre,
-    Chain,
-    Comparer,
-    Diagonal,
-    Factor,
-    Match,
-    Matrix,
-    Mean,
-    Scalar,
-    Spread,
-    compare_scalars,
-    rows,
-)
+from rewrite.proof.linear import Comparer, compare_scalars
+from rewrite.proof.products import Match, rows
 
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
 ONNX = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16", "float64": "double"}
