@@ -17,7 +17,7 @@ from typing import Any
 
 from rewrite.proof.chains import Centre, Chain, Diagonal, Exact, Factor, Matrix, Mean, Scalar, Spread
 from rewrite.proof.dimensions import ONE, Dim, Shape, alike, broadcast, product
-from rewrite.proof.transforms import Repeated
+from rewrite.proof.transforms import Repeated, Selection
 
 # ── Views ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -407,7 +407,7 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
             if isinstance(factor, Centre):
                 terms += cancelled(term.atom, term.view)
                 continue
-            if isinstance(factor, Mean):
+            if isinstance(factor, Mean) or (isinstance(factor, Exact) and isinstance(factor.transform, Selection)):
                 terms.append(term)
                 continue
             if term.atom.key != ("one",) or term.axis is not None:

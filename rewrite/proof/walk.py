@@ -113,6 +113,8 @@ class Walk:
         self._hint: int | None = None
         self._needed: set[ir.Node] = set()
         self._sure = True
+        steps = [step for relation in self.relations.values() for step, _ in relation.steps]
+        self._fewer = any(isinstance(step, Selection) and step.width < step.size for step in steps)
         self._unique = 0
 
     # ── The walk ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -140,8 +142,9 @@ class Walk:
                 name = output.name or ""
                 if name in self.relations:
                     self.related[name] = self._relate(name, self.relations[name])
-                elif self.partner is not None and symmetry.holds_exact(self.values.get(name)):
-                    # A basis was left: what then equals its namesake is that, and no product of shipped constants.
+                elif symmetry.holds_exact(value := self.values.get(name)) or (self._fewer and isinstance(value, Form)):
+                    # A basis was left, or channels are gone: what then equals its namesake is that, and no product of
+                    # shipped constants.
                     self._relate(name, Relation(name, ()))
 
     def _results(self, node: ir.Node) -> Sequence[Value]:
