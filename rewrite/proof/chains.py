@@ -20,7 +20,7 @@ from rewrite.proof.constants import (
     sliced,
     sources,
 )
-from rewrite.proof.demands import SHIPPED, Demand
+from rewrite.proof.demands import SHIPPED, Demand, as_shipped
 from rewrite.proof.transforms import (
     Copied,
     Isometry,
@@ -385,12 +385,18 @@ def constants_of(factors: Iterable[Factor]) -> list[Constant]:
 
 
 def shipped(factors: Sequence[Factor]) -> frozenset[Demand]:
-    """The demands of using factors' rewritten constants exactly as they are."""
-    names = {
-        stored.name for constant in constants_of(factors) for stored in sources(constant) if stored.side == "rewritten"
+    """The demands of using factors' rewritten constants, or the slices of them that are used, exactly as they are."""
+    demands = {
+        as_shipped(stored.name, constant)
+        for constant in constants_of(factors)
+        for stored in sources(constant)
+        if stored.side == "rewritten"
     }
-    names.update(name for factor in factors if isinstance(factor, Scalar) for name in factor.names)
-    return frozenset(Demand(name, (), SHIPPED) for name in names)
+    demands.update(
+        Demand(name, (), SHIPPED) for factor in factors if isinstance(factor, Scalar) for name in factor.names
+    )
+    return frozenset(demands)
+
 
 
 def joined(scalar: Scalar, body: Sequence[Factor]) -> Chain:

@@ -56,11 +56,18 @@ class Demand:
         """Whether one exact value of the constant can meet both."""
         if self.value == other.value and (self.layout == other.layout or self.value == SHIPPED):
             return True
-        if SHIPPED in (self.value, other.value):
-            return False
         if self.columns is not None and other.columns is not None:
             return self.columns.agrees(other.columns)
         return _disjoint(self.layout, other.layout)
+
+
+def as_shipped(name: str, constant: Constant) -> Demand:
+    """That the shipped tensor `name` is what it is, in the entries that `constant` takes of it if these are known."""
+    columns = columns_of(constant)
+    if columns is None:
+        return Demand(name, constant.key if _slice_of(constant.key) is not None else (), SHIPPED)
+    base, ours = columns
+    return Demand(name, constant.key, SHIPPED, Columns(base, ours, SHIPPED, ours.reshape(1, -1)))
 
 
 def conflict(demands: Iterable[tuple[Demand, str]]) -> tuple[str, str] | None:
