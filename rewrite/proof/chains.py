@@ -398,6 +398,5 @@ def shipped(factors: Sequence[Factor]) -> frozenset[Demand]:
     return frozenset(demands)
 
 
-
 def joined(scalar: Scalar, body: Sequence[Factor]) -> Chain:
     return Chain((scalar, *body)) if scalar != Scalar(1.0) else Chain(tuple(body))

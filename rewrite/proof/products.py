@@ -134,10 +134,10 @@ def transformed(block: Block, transform: Transform, taken: slice | None = None) 
     summed = inexact + transform.roundings * magnitude
     # The size of a term: its mean; of a fitted orthogonal map, whose own rounding is in every entry, that of an entry.
     if Exact(transform).fitted:
-        mean = magnitude / math.sqrt(transform.size)
+        mean = magnitude / math.sqrt(transform.summed)
     else:
         terms = transform.terms if taken is None else transform.terms_left
-        mean = terms(np.abs(block.value)) / transform.size
+        mean = terms(np.abs(block.value)) / transform.summed
     if taken is not None:
         value = value[taken]
         summed, mean = (part[taken] if np.shape(part)[0] != 1 else part for part in (summed, mean))

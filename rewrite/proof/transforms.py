@@ -70,6 +70,11 @@ class Transform(ABC):
         return self.absolute_left(x)
 
     @property
+    def summed(self) -> int:
+        """How many terms a channel is the sum of, at most."""
+        return self.size
+
+    @property
     @abstractmethod
     def roundings(self) -> int:
         """How many units of 2⁻⁵³ of `absolute(|x|)` an evaluation may be off."""
@@ -425,6 +430,10 @@ class Invertible(Transform):
         return along(axis, x, lambda rows: _blockwise(rows, np.abs(self.stack)))
 
     @property
+    def summed(self) -> int:
+        return self.stack.shape[-1]
+
+    @property
     def roundings(self) -> int:
         return self.stack.shape[-1] + 1
 
@@ -480,6 +489,10 @@ class Inverse(Transform):
 
     def terms_left(self, x: np.ndarray) -> np.ndarray:
         return self.inverse.dual.terms(x, 0)
+
+    @property
+    def summed(self) -> int:
+        return self.of.summed
 
     @property
     def roundings(self) -> int:
@@ -860,6 +873,10 @@ class Repeated(Transform):
 
     def terms_left(self, x: np.ndarray) -> np.ndarray:
         return self.inverse.dual.terms(x, 0)
+
+    @property
+    def summed(self) -> int:
+        return self.inner.summed
 
     @property
     def roundings(self) -> int:
