@@ -17,6 +17,7 @@ logger = logging.getLogger("rewrite")
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 MODEL_FILE = "model.onnx"
+ARCHIVE_FILE = "model.pt2"
 FIXED = "rewrite.fixed."
 """Metadata of an axis that was asked to be dynamic and is not."""
 
@@ -34,9 +35,9 @@ def capture(
     """Capture `source` as a program whose weights stay where they are.
 
     Args:
-        source: a Hugging Face checkpoint folder; an `nn.Module`; a `torch.export` ExportedProgram or its `.pt2` file; a
-            factory `package.module:function` that returns a module or (module, example inputs); an `.onnx` file, an
-            OUT folder of `rewrite convert`, or an ONNX model in memory.
+        source: a Hugging Face checkpoint folder; an `nn.Module`; a `torch.export` ExportedProgram, its `.pt2` file or a
+            folder with model.pt2; a factory `package.module:function` that returns a module or (module, example
+            inputs); an `.onnx` file, an OUT folder of `rewrite convert`, or an ONNX model in memory.
         example_inputs: a dict or tuple of tensors, needed for a module. Its first axis becomes `batch`, the second
             axis of token ids and masks `sequence`; other axes are fixed.
         dtype: floating-point type of the weights ("float32", …); a checkpoint's or module's own by default.
@@ -106,19 +107,30 @@ def _capture_path(source: str, example_inputs: Any, dtype: str | None, task: str
 
 
 def _capture_folder(path: Path, example_inputs: Any, dtype: str | None, task: str | None, progress: Any) -> ir.Model:
-    if (path / "config.json").is_file() and not (path / MODEL_FILE).is_file():
+    configured, exported, archived = ((path / name).is_file() for name in ("config.json", MODEL_FILE, ARCHIVE_FILE))
+    if configured and (not exported or any(path.glob("*.safetensors"))):
         return _checkpoint(path, example_inputs, dtype, task, progress)
-    if (path / MODEL_FILE).is_file() and not any(path.glob("*.safetensors")):
+    if exported and archived and not configured:
+        raise SourceError(
+            f"{MODEL_FILE} and {ARCHIVE_FILE} are both in the folder",
+            where=str(path),
+            remedy="give the file that is meant instead of the folder",
+        )
+    if exported:
         from rewrite.capture.onnx_file import capture_onnx
 
         _refuse_dtype(dtype, str(path))
         return capture_onnx(path / MODEL_FILE)
-    if (path / "config.json").is_file():
-        return _checkpoint(path, example_inputs, dtype, task, progress)
+    if archived:
+        # Its weights are inside; a model.safetensors beside it is what the archive was made of.
+        from rewrite.capture.module import capture_archive
+
+        _refuse_dtype(dtype, str(path))
+        return capture_archive(path / ARCHIVE_FILE, progress=progress)
     raise SourceError(
-        "neither config.json nor model.onnx is in the folder",
+        f"none of config.json, {MODEL_FILE} and {ARCHIVE_FILE} is in the folder",
         where=str(path),
-        remedy="give the folder that holds config.json and model.safetensors",
+        remedy=f"give the folder that holds config.json and model.safetensors, or {ARCHIVE_FILE}",
     )
 
 
