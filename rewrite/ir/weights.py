@@ -352,6 +352,171 @@ class Product(Weight):
         return total
 
 
+@dataclass(frozen=True, eq=False)
+class Placed(Weight):
+    """`inner` amid zeros: on every axis its entry j stands at `start` + j·`step`.
+
+    >>> Placed(Constant(np.array([1.0, 2.0])), (5,), (1,), (2,)).numpy().tolist()
+    [0.0, 1.0, 0.0, 2.0, 0.0]
+    """
+
+    inner: Weight
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    step: tuple[int, ...]
+
+    def read(self, region: Region) -> np.ndarray:
+        result = np.zeros([taken.stop - taken.start for taken in region])
+        inside: list[slice] = []
+        places: list[slice] = []
+        for taken, size, start, step in zip(region, self.inner.shape, self.start, self.step):
+            first = max(0, -((start - taken.start) // step))
+            stop = min(size, -((start - taken.stop) // step))
+            if first >= stop:
+                return result
+            inside.append(slice(first, stop))
+            places.append(slice(start + first * step - taken.start, start + (stop - 1) * step - taken.start + 1, step))
+        result[tuple(places)] = self.inner.read(tuple(inside))
+        return result
+
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return self.inner.mixed
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDiagonal(Weight):
+    """A kernel (m, n, …) of `groups` groups of channels as one of `kept` groups: (m, n·groups/kept, …), zeros between.
+
+    Rows are divided into `groups` runs of equal length; `kept` divides `groups`. With one group for each row it is a
+    diagonal:
+
+    >>> BlockDiagonal(Constant(np.array([[1.0], [2.0]])), 2).numpy().tolist()
+    [[1.0, 0.0], [0.0, 2.0]]
+    """
+
+    inner: Weight
+    groups: int
+    kept: int = 1
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        rows, columns, *rest = self.inner.shape
+        if self.groups % self.kept or rows % self.groups:
+            raise ValueError(f"{rows} rows in {self.groups} groups are no rows in {self.kept} groups")
+        return (rows, columns * (self.groups // self.kept), *rest)
+
+    def read(self, region: Region) -> np.ndarray:
+        rows, columns, *rest = region
+        result = np.zeros([taken.stop - taken.start for taken in region])
+        width, length = self.inner.shape[1], self.inner.shape[0] // self.groups
+        values = self.inner.read((rows, slice(0, width), *rest))
+        blocks = np.arange(rows.start, rows.stop) // length % (self.groups // self.kept)
+        places = blocks[:, None] * width + np.arange(width) - columns.start
+        row, column = np.nonzero((places >= 0) & (places < columns.stop - columns.start))
+        result[row, places[row, column]] = values[row, column]
+        return result
+
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return self.inner.mixed
+
+
+@dataclass(frozen=True, eq=False)
+class Composed(Weight):
+    """The kernel of one convolution behind another: Σ over c, j₂, j₁ of second[o, c, j₂]·first[c, i, j₁].
+
+    `second` (m, n₂, *k₂) and `first` (c, n₁, *k₁) both have `groups` groups of channels, so that c = n₂·groups. Tap j₂
+    and tap j₁ meet in tap j₂·`second_step` + j₁·`first_step` of the result, (m, n₁, *k). Two matrices, without taps,
+    are multiplied. Evaluated by blocks of c.
+
+    >>> W = Constant(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    >>> Composed(W, W).numpy().tolist()
+    [[7.0, 10.0], [15.0, 22.0]]
+    """
+
+    second: Weight
+    first: Weight
+    second_step: tuple[int, ...] = ()
+    first_step: tuple[int, ...] = ()
+    groups: int = 1
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        (made, between, *later), (count, read, *earlier) = self.second.shape, self.first.shape
+        if between * self.groups != count or made % self.groups:
+            raise ValueError(f"{self.second.shape} reads {between * self.groups} channels, not {count}")
+        steps = zip(later, self.second_step, earlier, self.first_step, strict=True)
+        return (made, read, *((a - 1) * by + (b - 1) * step + 1 for a, by, b, step in steps))
+
+    def read(self, region: Region) -> np.ndarray:
+        rows, columns, *taps = region
+        result = np.zeros([taken.stop - taken.start for taken in region])
+        length, between = self.shape[0] // self.groups, self.second.shape[1]
+        first_width = (columns.stop - columns.start, *self.first.shape[2:])
+        for group in range(rows.start // length, -(-rows.stop // length)):
+            part = slice(max(rows.start, group * length), min(rows.stop, (group + 1) * length))
+            within = result[part.start - rows.start : part.stop - rows.start]
+            widest = max(math.prod(self.second.shape[2:]) * (part.stop - part.start), math.prod(first_width), 1)
+            for block in _runs(between, widest):
+                second = self.second.read((part, block, *whole(self.second.shape[2:])))
+                inner = slice(group * between + block.start, group * between + block.stop)
+                first = self.first.read((inner, columns, *whole(self.first.shape[2:])))
+                self._accumulate(within, second, first, tuple(taps))
+        return result
+
+    def _accumulate(self, result: np.ndarray, second: np.ndarray, first: np.ndarray, taps: Region) -> None:
+        for later in np.ndindex(*second.shape[2:]):
+            for earlier in np.ndindex(*first.shape[2:]):
+                met = zip(later, self.second_step, earlier, self.first_step)
+                place = [a * by + b * step for a, by, b, step in met]
+                if all(taken.start <= tap < taken.stop for tap, taken in zip(place, taps)):
+                    at = tuple(tap - taken.start for tap, taken in zip(place, taps))
+                    result[(..., *at)] += second[(..., *later)] @ first[(..., *earlier)]
+
+    @property
+    def mixed(self) -> frozenset[int]:  # type: ignore[override]
+        return (self.second.mixed & {0}) | (self.first.mixed & {1})
+
+
+def _runs(size: int, elements: int) -> Iterator[slice]:
+    """Slices that cover `size` entries, of at most a block where one entry has so many elements."""
+    step = max(1, BLOCK_ELEMENTS // elements)
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
+
+
+@dataclass(frozen=True, eq=False)
+class Response(Weight):
+    """What a convolution makes of channels that are constant: Σ over i, j of kernel[o, i, j]·vector[i], shape (m,).
+
+    `kernel` (m, n, *k) has `groups` groups, `vector` (n·groups,).
+
+    >>> Response(Constant(np.array([[1.0, 2.0], [3.0, 4.0]])), Constant(np.array([1.0, 10.0]))).numpy().tolist()
+    [21.0, 43.0]
+    """
+
+    kernel: Weight
+    vector: Weight
+    groups: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.kernel.shape[:1]
+
+    def read(self, region: Region) -> np.ndarray:
+        (rows,) = region
+        size, width, *taps = self.kernel.shape
+        by_group = self.vector.numpy().reshape(self.groups, width)
+        total = np.empty(rows.stop - rows.start)
+        for block in _runs(rows.stop - rows.start, width * math.prod(taps)):
+            part = slice(rows.start + block.start, rows.start + block.stop)
+            kernel = self.kernel.read((part, *whole(self.kernel.shape[1:])))
+            sums = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2)
+            total[block] = (sums * by_group[np.arange(part.start, part.stop) // (size // self.groups)]).sum(axis=1)
+        return total
+
+
 class MaterializedTensor(ir.LazyTensor):
     """The tensor of a weight: evaluated in float64, rounded once to `dtype`, nothing kept between reads.
 
