@@ -16,6 +16,7 @@ from rewrite.passes.compress_residual import CompressResidual
 from rewrite.passes.eliminate_dead_channels import EliminateDeadChannels
 from rewrite.passes.equalize import Equalize
 from rewrite.passes.fold_norm import FoldNorm
+from rewrite.passes.fold_parametrization import FoldParametrization
 from rewrite.passes.fold_scale import FoldScale
 from rewrite.passes.merge_duplicate_channels import MergeDuplicateChannels
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
@@ -28,7 +29,7 @@ from rewrite.passes.smooth import Smooth
 from rewrite.passes.stabilize_norm import StabilizeNorm
 
 PASSES = (
-    *(FoldScale, EliminateDeadChannels, MergeDuplicateChannels),
+    *(FoldParametrization, FoldScale, EliminateDeadChannels, MergeDuplicateChannels),
     *(CenterResidual, FoldNorm, CompressResidual, RotateResidual, StabilizeNorm),
     *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
     *(Smooth, Equalize, ReparameterizeNormScale),
@@ -43,6 +44,7 @@ __all__ = [
     "EliminateDeadChannels",
     "Equalize",
     "FoldNorm",
+    "FoldParametrization",
     "FoldScale",
     "MergeDuplicateChannels",
     "ReparameterizeNormScale",

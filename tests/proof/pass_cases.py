@@ -23,6 +23,7 @@ from rewrite.passes import (
     EliminateDeadChannels,
     Equalize,
     FoldNorm,
+    FoldParametrization,
     FoldScale,
     MergeDuplicateChannels,
     ReparameterizeNormScale,
@@ -356,7 +357,32 @@ def _turned(rule: Pass[Any]) -> list[Case]:
     ]
 
 
+PARAMETRIZED = """
+parametrized (float[B, 4] x, float[6, 4] v1, float[6, 1] g1, float[6] b1, float[6, 5] w2, float[6, 2] a2,
+              float[2, 5] b2, float[6] u3, float[5] v3) => (float[B, 5] y)
+{
+    columns = Constant <value_ints = [1]> ()
+    size = ReduceL2 (v1, columns)
+    ratio = Div (g1, size)
+    normed = Mul (v1, ratio)
+    w1 = Transpose <perm = [1, 0]> (normed)
+    p = MatMul (x, w1)
+    h = Add (p, b1)
+    t = Tanh (h)
+    half = Constant <value_float = 0.5> ()
+    update = MatMul (a2, b2)
+    part = Mul (update, half)
+    adapted = Add (w2, part)
+    wv = MatMul (adapted, v3)
+    sigma = MatMul (u3, wv)
+    w = Div (adapted, sigma)
+    y = MatMul (t, w)
+}
+"""
+"""A matrix with weight normalization, and one with a low-rank update and spectral normalization."""
+
 CASES: dict[str, Callable[[], list[Case]]] = {
+    "fold-parametrization": lambda: [Case("normed and adapted", PARAMETRIZED, (FoldParametrization(),))],
     "fold-scale": lambda: [Case("layer scale", LAYER_SCALE, (FoldScale(),))],
     "eliminate-dead-channels": _dead,
     "merge-duplicate-channels": _duplicates,

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from rewrite.ir.computed import REDUCTIONS, Contracted, Elementwise, Permuted, Reduced
 from rewrite.ir.edit import Editor
 from rewrite.ir.program import Program
 from rewrite.ir.weights import (
@@ -193,6 +194,24 @@ def _wrong_parts(part: Weight, rng: np.random.Generator) -> Iterator[tuple[str, 
             rest = tuple(each for j, each in enumerate(part.parts) if j != i)
             yield f"summand {i} left out", rest[0] if len(rest) == 1 else Add(rest)
             yield f"summand {i} taken off", Add((*rest, Scale(part.parts[i], Constant(np.array(-1.0)))))
+    if isinstance(part, Elementwise):
+        for i, each in enumerate(part.parts):
+            yield f"operand {i} alone", each
+        if len(part.parts) == 2:
+            yield "operands exchanged", Elementwise(part.function, part.parts[::-1])
+            for other in (np.add, np.subtract, np.multiply, np.divide):
+                if other is not part.function:
+                    yield f"{other.__name__} for {part.function.__name__}", Elementwise(other, part.parts)
+    if isinstance(part, Reduced):
+        for name, other in REDUCTIONS.items():
+            if other is not part.function:
+                yield f"{name} over {part.axes}", Reduced(other, part.inner, part.axes)
+        for axis in range(len(part.inner.shape)):
+            if part.axes != (axis,):
+                yield f"reduced over axis {axis}", Reduced(part.function, part.inner, (axis,))
+    if isinstance(part, Contracted):
+        for what, wrong in (("left", part.left), ("right", part.right)):
+            yield f"the {what} factor transposed", with_part(part, wrong, Permuted(wrong, (1, 0)))
     if isinstance(part, Constant) and part.value.ndim == 2:
         yield "transposed", Transpose(part, (1, 0))
         for what, wrong in _wrong_matrices(part.value, rng):

@@ -36,6 +36,7 @@ STRIDE = 12
 """One mutant in so many is in the sample."""
 
 SAMPLE = {
+    "fold-parametrization": 6,
     "fold-scale": 3,
     "eliminate-dead-channels": 4,
     "merge-duplicate-channels": 4,
@@ -56,6 +57,7 @@ SAMPLE = {
 """How many mutants of a pass the sample has at least."""
 
 WHOLE = {
+    "fold-parametrization": 52,
     "fold-scale": 33,
     "eliminate-dead-channels": 63,
     "merge-duplicate-channels": 49,
