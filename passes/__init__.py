@@ -15,9 +15,11 @@ from rewrite.passes.center_residual import CenterResidual
 from rewrite.passes.compress_residual import CompressResidual
 from rewrite.passes.eliminate_dead_channels import EliminateDeadChannels
 from rewrite.passes.equalize import Equalize
+from rewrite.passes.fold_batchnorm import FoldBatchnorm
 from rewrite.passes.fold_norm import FoldNorm
 from rewrite.passes.fold_parametrization import FoldParametrization
 from rewrite.passes.fold_scale import FoldScale
+from rewrite.passes.merge_branches import MergeBranches
 from rewrite.passes.merge_duplicate_channels import MergeDuplicateChannels
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
 from rewrite.passes.rotate_heads import RotateHeads
@@ -29,7 +31,8 @@ from rewrite.passes.smooth import Smooth
 from rewrite.passes.stabilize_norm import StabilizeNorm
 
 PASSES = (
-    *(FoldParametrization, FoldScale, EliminateDeadChannels, MergeDuplicateChannels),
+    *(FoldParametrization, FoldScale, FoldBatchnorm, EliminateDeadChannels, MergeDuplicateChannels),
+    *(MergeBranches,),
     *(CenterResidual, FoldNorm, CompressResidual, RotateResidual, StabilizeNorm),
     *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
     *(Smooth, Equalize, ReparameterizeNormScale),
@@ -43,9 +46,11 @@ __all__ = [
     "CompressResidual",
     "EliminateDeadChannels",
     "Equalize",
+    "FoldBatchnorm",
     "FoldNorm",
     "FoldParametrization",
     "FoldScale",
+    "MergeBranches",
     "MergeDuplicateChannels",
     "ReparameterizeNormScale",
     "RotateHeads",
