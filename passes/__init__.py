@@ -19,6 +19,7 @@ from rewrite.passes.fold_batchnorm import FoldBatchnorm
 from rewrite.passes.fold_norm import FoldNorm
 from rewrite.passes.fold_parametrization import FoldParametrization
 from rewrite.passes.fold_scale import FoldScale
+from rewrite.passes.merge_affine import MergeAffine
 from rewrite.passes.merge_branches import MergeBranches
 from rewrite.passes.merge_duplicate_channels import MergeDuplicateChannels
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
@@ -32,7 +33,7 @@ from rewrite.passes.stabilize_norm import StabilizeNorm
 
 PASSES = (
     *(FoldParametrization, FoldScale, FoldBatchnorm, EliminateDeadChannels, MergeDuplicateChannels),
-    *(MergeBranches,),
+    *(MergeAffine, MergeBranches),
     *(CenterResidual, FoldNorm, CompressResidual, RotateResidual, StabilizeNorm),
     *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
     *(Smooth, Equalize, ReparameterizeNormScale),
@@ -50,6 +51,7 @@ __all__ = [
     "FoldNorm",
     "FoldParametrization",
     "FoldScale",
+    "MergeAffine",
     "MergeBranches",
     "MergeDuplicateChannels",
     "ReparameterizeNormScale",
