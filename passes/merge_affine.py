@@ -20,7 +20,7 @@ Source    Ding et al. 2021, arXiv:2103.13425, §3.2 (transforms III and V)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -29,6 +29,7 @@ import onnx_ir as ir
 
 from rewrite.basis.affine_chains import (
     Cause,
+    Diagonal,
     Fault,
     Kind,
     Link,
@@ -40,9 +41,10 @@ from rewrite.basis.affine_chains import (
     shared,
     stencil_of,
 )
-from rewrite.basis.stencils import PASS, Stencil
+from rewrite.basis.stencils import PASS, Stencil, behind
 from rewrite.ir.edit import is_operator, only_use, shape_of
 from rewrite.ir.program import Program
+from rewrite.ir.weights import Reshape
 from rewrite.passes.merge_branches import write
 from rewrite.rule import Breach, Change, Pass, Requirement, Site
 
@@ -51,9 +53,13 @@ AFFINE = ("MatMul", "Conv", "AveragePool")
 
 @dataclass(frozen=True)
 class Pair(Site):
-    """Two affine operators and what stands between them, as links, last first; a bias that is added at the end too."""
+    """Two affine operators and what stands between them, as links, last first; a bias that is added at the end too.
+
+    `layout` is the place of a Transpose among the links; the operator before it is the one that both become.
+    """
 
     links: tuple[Link, ...]
+    layout: int | None = None
 
     @property
     def result(self) -> ir.Value:
@@ -65,12 +71,27 @@ class Pair(Site):
         """What they start from."""
         return self.links[-1].source
 
+    @property
+    def kind(self) -> Kind:
+        """Where the operator that they become has its channels."""
+        return kind_of(self.links if self.layout is None else self.links[self.layout + 1 :]) or Kind.MATRIX
+
     @cached_property
     def stencil(self) -> Stencil | Fault:
         """Both as one."""
-        kind, form = kind_of(self.links), self.links[-1].form
-        channels = form.size if isinstance(form, Stencil) else 0
-        return stencil_of(self.links, kind or Kind.MATRIX, len(shape_of(self.root) or ()), channels)
+        if self.layout is None:
+            return _stencil(self.links)
+        second, first = _stencil(self.links[: self.layout]), _stencil(self.links[self.layout + 1 :])
+        if isinstance(second, Fault) or isinstance(first, Fault):
+            return second if isinstance(second, Fault) else first
+        if not second.pointwise or any(stride > 1 for stride in second.strides):
+            reason = "it moves over axes that are others before the Transpose"
+            return Fault(Cause.NOT_AFFINE, self.links[self.layout - 1].node, reason)
+        ones, zeros = tuple(1 for _ in first.taps), tuple(0 for _ in first.taps)
+        kernel = second.kernel
+        if len(ones) != len(second.taps):
+            kernel = Reshape(kernel, (*kernel.shape[:2], *ones))
+        return behind(Stencil(first.axis, kernel, second.groups, ones, zeros, ones, zeros, second.bias), first)
 
     @property
     def fault(self) -> Fault | None:
@@ -88,8 +109,14 @@ class Pair(Site):
         """What one operator costs in their place; a matrix needs an Add for its shift."""
         if isinstance(self.stencil, Fault):
             return 0
-        shifts = kind_of(self.links) is Kind.MATRIX and self.stencil.bias is not None
-        return elements(self.result) * (self.stencil.multiplications + PASS * (2 if shifts else 1))
+        passes = 1 + (self.kind is Kind.MATRIX and self.stencil.bias is not None) + (self.layout is not None)
+        return elements(self.result) * (self.stencil.multiplications + PASS * passes)
+
+
+def _stencil(links: Sequence[Link]) -> Stencil | Fault:
+    form = next((link.form for link in reversed(links) if isinstance(link.form, Stencil)), None)
+    channels = 0 if form is None else form.size
+    return stencil_of(links, kind_of(links) or Kind.MATRIX, len(shape_of(links[-1].source) or ()), channels)
 
 
 def _breach(fault: Fault | None, cause: Cause) -> Breach | None:
@@ -150,8 +177,14 @@ class MergeAffine(Pass[Pair]):
         if isinstance(site.stencil, Fault):
             raise ValueError(f"{site.name}: {site.stencil.reason}")
         uses = [use for link in site.links for use in link.constants]
-        name, like = f"{site.name}.merged", site.result
-        value = write(change, site.stencil, uses, site.root, site.links[0].node, like, name)
+        name, like, last = f"{site.name}.merged", site.result, site.links[0].node
+        if site.layout is not None:
+            like = _widened(site.links[site.layout].source, site.stencil)
+        value = write(change, site.kind, site.stencil, uses, site.root, last, like, name)
+        if site.layout is not None:
+            moved = list(_permutation(site.links[site.layout].node) or ())
+            name = f"{site.name}.transposed"
+            value = change.editor.node("Transpose", [value], {"perm": moved}, before=last, name=name, like=site.result)
         operators = " · ".join(link.node.op_type for link in reversed(site.links))
         costs = f"{site.merged_cost:,} multiply–adds and passes instead of {site.cost:,}"
         change.notes.append(f"{operators} became one: {costs}")
@@ -163,15 +196,58 @@ def _site(second: ir.Node) -> Pair | None:
     if second.graph is None or (last := link_of(second)) is None:
         return None
     links = chain_behind(last.result)
-    first = next((place for place, link in enumerate(links) if place and is_operator(link.node, *AFFINE)), None)
-    if first is None or not any(link.weights for link in (last, links[first])):
+    place, layout = _first(links, 1), None
+    if place is None:
+        layout = len(links)
+        links = _through_transpose(links)
+        place = _first(links, layout + 1)
+    if place is None or not any(link.weights for link in (last, links[place])):
         return None
-    chosen = links[: first + 1]
+    if layout is not None and not links[place].weights:
+        return None
+    chosen = links[: place + 1]
     bias = link_of(only_use(last.result))
     if bias is not None and bias.constants and is_operator(bias.node, "Add", "Sub") and _fits(bias, last):
-        chosen = [bias, *chosen]
+        chosen, layout = [bias, *chosen], None if layout is None else layout + 1
     nodes = tuple(link.node for link in reversed(chosen))
-    return Pair(chosen[0].result.name or "", nodes, tuple(chosen))
+    return Pair(chosen[0].result.name or "", nodes, tuple(chosen), layout)
+
+
+def _first(links: Sequence[Link], start: int) -> int | None:
+    """The place of the first operator with its own taps or matrix, from `start` on."""
+    return next((place for place in range(start, len(links)) if is_operator(links[place].node, *AFFINE)), None)
+
+
+def _through_transpose(links: list[Link]) -> list[Link]:
+    """`links`, a Transpose behind them that brings the channels where they have them, and the links behind that."""
+    if not links:
+        return links
+    moved = links[-1].source.producer()
+    permutation = _permutation(moved)
+    if moved is None or permutation is None or moved.inputs[0] is None:
+        return links
+    before = chain_behind(moved.inputs[0])
+    kinds = kind_of(links), kind_of(before)
+    if None in kinds:
+        return links
+    after, axis = (1 if kind is Kind.KERNEL else len(permutation) - 1 for kind in kinds)
+    if permutation[after] != axis:
+        return links
+    return [*links, Link(moved, 0, (), Diagonal()), *before]
+
+
+def _permutation(node: ir.Node | None) -> tuple[int, ...] | None:
+    """Which axis of the operand every axis of a Transpose's result is; None where the node is no Transpose."""
+    if not is_operator(node, "Transpose") or (shape := shape_of(node.inputs[0])) is None:
+        return None
+    return tuple(node.attributes.get_ints("perm", tuple(reversed(range(len(shape))))))
+
+
+def _widened(value: ir.Value, stencil: Stencil) -> ir.Value:
+    """A value like another, with the channels that a stencil makes."""
+    sizes = list(value.shape or ())
+    sizes[stencil.axis] = stencil.width
+    return ir.Value(name=value.name, shape=ir.Shape(sizes), type=value.type)
 
 
 def _fits(bias: Link, product: Link) -> bool:
@@ -181,7 +257,9 @@ def _fits(bias: Link, product: Link) -> bool:
 
 def _written(program: Program, site: Pair) -> ir.Node | None:
     """The operator that a pair became."""
-    for node in program.model.graph:
-        if node.outputs[0].name == site.name:
-            return node if is_operator(node, *AFFINE) or (link := link_of(node)) is None else link.source.producer()
-    return None
+    node = next((node for node in program.model.graph if node.outputs[0].name == site.name), None)
+    while node is not None and not is_operator(node, *AFFINE):
+        link = link_of(node)
+        value = node.inputs[0] if link is None else link.source
+        node = None if value is None else value.producer()
+    return node

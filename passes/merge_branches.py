@@ -281,7 +281,8 @@ class MergeBranches(Pass[Sum]):
             if not summands:
                 uses += [one.use for one in site.vectors]
             like = next(branch.summand.value for branch in part if branch.links)
-            summands.append((write(change, merged, uses, site.root, last, like, f"{result.name}.merged"), 1))
+            name = f"{result.name}.merged"
+            summands.append((write(change, site.kind, merged, uses, site.root, last, like, name), 1))
             change.notes.append(_note(part, merged))
         (value, _), *rest = (*summands, *((one.value, one.sign) for one in site.others))
         for other, sign in rest:
@@ -399,9 +400,16 @@ def _floating(value: ir.Value) -> bool:
 
 
 def write(
-    change: Change, stencil: Stencil, uses: Sequence[Use], value: ir.Value, before: ir.Node, like: ir.Value, name: str
+    change: Change,
+    kind: Kind,
+    stencil: Stencil,
+    uses: Sequence[Use],
+    value: ir.Value,
+    before: ir.Node,
+    like: ir.Value,
+    name: str,
 ) -> ir.Value:
-    """Write a stencil as an operator on `value`: a Conv, or a MatMul and an Add where it shifts.
+    """Write a stencil as the operator of a kind on `value`: a Conv, or a MatMul and an Add where it shifts.
 
     Its constants are recorded as made from those in `uses`: from the largest kernel or matrix, and the first bias.
     `like` has the result's shape and type.
@@ -412,7 +420,7 @@ def write(
     bias: ir.Value | None = None
     if stencil.bias is not None and like.dtype is not None:
         bias = old if old is not None else edit.initializer(f"{name}.bias", stencil.bias, like.dtype)
-    if main.node.op_type == "Conv":
+    if kind is Kind.KERNEL:
         attributes = {
             **{"kernel_shape": list(stencil.taps), "strides": list(stencil.strides)},
             **{"dilations": list(stencil.dilations), "pads": list(pads(stencil)), "group": stencil.groups},

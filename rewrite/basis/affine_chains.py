@@ -65,11 +65,6 @@ class Diagonal:
     shift: np.ndarray | None = None
     axis: int | None = None
 
-    @property
-    def nothing(self) -> bool:
-        """Whether it is the identity."""
-        return self.factor is None and self.shift is None
-
 
 @dataclass(frozen=True, eq=False)
 class Link:
@@ -103,7 +98,7 @@ class Link:
     @property
     def cost(self) -> int:
         """What it costs, in multiply–adds: its own, and a pass over its result."""
-        if isinstance(self.form, Diagonal) and self.form.nothing:
+        if is_operator(self.node, "Identity", "Dropout"):
             return 0
         own = self.form.multiplications if isinstance(self.form, Stencil) and self.node.op_type != "Pad" else 0
         return elements(self.result) * (own + PASS)

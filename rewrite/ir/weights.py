@@ -145,13 +145,19 @@ class Transpose(Weight):
 
 @dataclass(frozen=True, eq=False)
 class Reshape(Weight):
-    """`inner` under another shape. A region is read through whole leading rows of `inner` where it can be."""
+    """`inner` under another shape; where only axes of size 1 come or go, a region of it is one of `inner`."""
 
     inner: Weight
     shape: tuple[int, ...]
 
     def read(self, region: Region) -> np.ndarray:
-        return self.inner.numpy().reshape(self.shape)[region]
+        longer = [(size, taken) for size, taken in zip(self.shape, region) if size != 1]
+        if [size for size, _ in longer] != [size for size in self.inner.shape if size != 1]:
+            return self.inner.numpy().reshape(self.shape)[region]
+        within = iter(taken for _, taken in longer)
+        values = self.inner.read(tuple(slice(0, 1) if size == 1 else next(within) for size in self.inner.shape))
+        sizes = [taken.stop - taken.start for taken in region]
+        return values.reshape(sizes) if math.prod(sizes) else np.zeros(sizes)
 
     @property
     def mixed(self) -> frozenset[int]:  # type: ignore[override]

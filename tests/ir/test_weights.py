@@ -18,6 +18,7 @@ from rewrite.ir.weights import (
     MaterializedTensor,
     Placed,
     Product,
+    Reshape,
     Response,
     Scale,
     Slice,
@@ -73,6 +74,8 @@ EXPRESSIONS: dict[str, tuple[Weight, np.ndarray]] = {
     "concat": (Concat((Constant(W), Constant(2 * W)), 0), np.concatenate([W, 2 * W])),
     "stack": (Stack((Constant(W), Constant(2 * W))), np.stack([W, 2 * W])),
     "product": (Product(Constant(V), Constant(W)), V @ W),
+    "reshape": (Reshape(Constant(W), (7, 5)), W.reshape(7, 5)),
+    "reshape to more axes": (Reshape(Constant(W[:, :1]), (1, 5, 1, 1)), W[:, :1].reshape(1, 5, 1, 1)),
     "placed": (
         Placed(Constant(K), (9, 3, 7, 5), (1, 0, 2, 1), (2, 1, 3, 1)),
         placed(K, (9, 3, 7, 5), (1, 0, 2, 1), (2, 1, 3, 1)),
