@@ -20,6 +20,7 @@ import torch
 
 from rewrite.capture.finish import describe_inputs, drop_exporter_metadata, give_tensors, name_dimensions, quiet
 from rewrite.capture.fold_shapes import fold_shapes
+from rewrite.capture.parameters import verified_export
 from rewrite.capture.safetensors_file import StoredTensor, read_checkpoint
 from rewrite.capture.signature import Signature, pretrained_signature
 from rewrite.errors import CheckpointError, RewriteError, SourceError, UnsafeSourceError, UnsupportedOperatorError
@@ -284,8 +285,10 @@ def export_pretrained(model: Any, signature: Signature, where: str) -> ir.Model:
     examples = {name: tensor.clone() for name, tensor in signature.examples.items()}
     flags: dict[str, Any] = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
     try:
-        with broadcast_heads():
+        with broadcast_heads(), verified_export(where):
             exported = OnnxExporter().export(model, {**examples, **flags}, config)
+    except RewriteError:
+        raise
     except Exception as error:  # torch.export raises anything, and all of it means "not exportable"
         raise export_error(error, type(model).__name__, where) from error
     return inlined(exported.program)
@@ -335,12 +338,14 @@ def _first_line(error: BaseException) -> str:
 
 
 def inlined(model: ir.Model) -> ir.Model:
-    """`model` without functions."""
+    """An exporter's graph without functions, and without what the exporter is known to get wrong."""
+    from rewrite.capture.exporter_repairs import repair
+
     if not model.functions:
-        return model
+        return repair(model)
     from onnx_ir.passes.common import InlinePass
 
-    return InlinePass()(model).model
+    return repair(InlinePass()(model).model)
 
 
 def is_fake(tensor: Any) -> bool:
