@@ -34,16 +34,18 @@ from rewrite.basis.affine_neighbours import (
     AFFINE,
     Readers,
     Writer,
+    bias_behind,
     contracts,
     diagonal_in,
     readers_of,
     shift_out,
     writer_of,
 )
-from rewrite.basis.channel_affine import ARITHMETIC, SUMS, Cluster, channel_affine, degenerate, unfrozen
+from rewrite.basis.channel_affine import ARITHMETIC, RESHAPES, SUMS, Cluster, channel_affine, degenerate, unfrozen
 from rewrite.basis.operators import NORMS
 from rewrite.basis.regions import Obstruction, Use
-from rewrite.ir.constants import weight_behind
+from rewrite.ir.axes import operand
+from rewrite.ir.constants import is_constant
 from rewrite.ir.edit import is_operator, shape_of
 from rewrite.ir.program import Program
 from rewrite.ir.weights import Add, Constant, Scale, Weight
@@ -149,7 +151,7 @@ def _ends(graph: ir.Graph) -> list[ir.Value]:
     found: list[ir.Value] = []
     covered: set[ir.Node] = set()
     for node in reversed(list(graph)):
-        if node in covered or not is_operator(node, *ARITHMETIC, "Transpose", "Reshape", "Squeeze", "Unsqueeze"):
+        if node in covered or not is_operator(node, *ARITHMETIC, *RESHAPES, "Transpose"):
             continue
         cluster = channel_affine(node.outputs[0])
         if cluster is not None and covered.isdisjoint(cluster.nodes):
@@ -175,16 +177,17 @@ def _into_writer(cluster: Cluster, writer: Writer, change: Change) -> None:
     if not (factor == 1.0).all():
         change.absorb(writer.kernel, writer.scaled(factor), "normalized")
     value = root
-    change.rename(root, "scaled")
     if writer.bias is not None:
-        scaled = Scale(weight_behind(writer.bias.value), Constant(factor))
-        change.absorb(writer.bias, Add((scaled, Constant(shift))), "normalized")
+        scaled = Scale(bias_behind(writer.bias), Constant(factor))
+        _set_bias(writer.bias, Add((scaled, Constant(shift))), "normalized", change)
     elif shift.any() and is_operator(writer.node, "MatMul"):
         value = _plus(root, shift, cluster.root_axis, last, change, f"{cluster.result.name}.biased")
     elif shift.any():
         _new_bias(writer.node, Constant(shift), change)
     for node in cluster.path:
         value = _again(node, value, last, change)
+    if value is not root:
+        change.rename(root, "normalized")
     edit.take_over(cluster.result, value)
 
 
@@ -237,10 +240,21 @@ def _add_bias(node: ir.Node, addition: Weight, change: Change) -> None:
     """Add a vector to what an operator makes of its channels."""
     if is_operator(node, "MatMul"):
         change.shift(node, addition)
-    elif len(node.inputs) > 2 and (bias := node.inputs[2]) is not None:
-        change.absorb(Use(node, 2, 0), Add((weight_behind(bias), addition)), "shifted")
+    elif operand(node, 2) is not None:
+        bias = Use(node, 2, 0)
+        _set_bias(bias, Add((bias_behind(bias), addition)), "shifted", change)
     else:
         _new_bias(node, addition, change)
+
+
+def _set_bias(bias: Use, weight: Weight, suffix: str, change: Change) -> None:
+    """Give a kernel another bias than its own."""
+    node, old = bias.node, bias.value
+    if is_constant(old):
+        change.absorb(bias, weight, suffix)
+    elif old.dtype is not None:
+        node.replace_input_with(2, change.editor.initializer(f"{old.name}.{suffix}", weight, old.dtype))
+        change.stamp(node)
 
 
 def _new_bias(node: ir.Node, addition: Weight, change: Change) -> None:

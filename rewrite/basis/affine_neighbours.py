@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from rewrite.basis.channel_affine import Cluster, averages_zeros, pads, through_padding
+from rewrite.basis.channel_affine import Cluster, averages_zeros, computed, pads, through_padding
 from rewrite.basis.operators import bias_of, width
 from rewrite.basis.regions import Cause, Obstruction, Region, Use, grow
 from rewrite.basis.scaling import Factor, factors_of, read_besides
@@ -64,7 +64,7 @@ def writer_of(cluster: Cluster) -> Writer | Obstruction:
     if axis is None or kernel is None:
         return met(node, f"axis {cluster.root_axis} of {root.name} is none that {node.op_type}'s constants write")
     for value in (kernel, bias) if is_operator(node, *CONVOLUTIONS) else (kernel,):
-        if value is not None and not is_constant(value):
+        if value is not None and not is_constant(value) and (value is kernel or computed(value) is None):
             text = "is an initializer that is also a graph input" if is_overridable(value) else "is not a constant"
             return met(node, f"{node.op_type} writes it with {value.name}, which {text}")
     if root.is_graph_output():
@@ -77,6 +77,15 @@ def writer_of(cluster: Cluster) -> Writer | Obstruction:
             return met(use.node, f"{kernel.name} is also read here, and would have to be copied")
     biased = Use(node, 2, 0) if bias is not None and is_operator(node, *CONVOLUTIONS) else None
     return Writer(node, Use(node, position, axis), biased, node.attributes.get_int("group", 1))
+
+
+def bias_behind(bias: Use) -> Weight:
+    """A convolution's bias as an expression: a constant's own, or the numbers that a few nodes compute of constants."""
+    if is_constant(bias.value):
+        return weight_behind(bias.value)
+    if (array := computed(bias.value)) is None:
+        raise ValueError(f"{bias.value.name} is not a constant")
+    return Constant(array)
 
 
 def _written_by(node: ir.Node, axis: int) -> tuple[int, int | None]:
@@ -117,15 +126,22 @@ def readers_of(cluster: Cluster, growth: float) -> Readers | Obstruction:
     stopped = _stops_shift(_region(cluster, shifted=True), readers.factors, growth)
     if stopped is None:
         return readers
-    if not cluster.factor.all():
-        channel = int(np.argmin(np.abs(cluster.factor)))
-        reason = (
-            f"{stopped.reason}, and the factor of channel {channel} is 0, so that no shift in front makes up for it"
-        )
-        return Obstruction(stopped.cause, stopped.value, stopped.node, reason)
     if (cluster.factor == 1.0).all():
         return stopped
+    if not _fits(cluster):
+        channel = int(np.argmin(np.abs(cluster.factor)))
+        reason = f"{stopped.reason}, and the factor {cluster.factor[channel]:g} of channel {channel} allows none in front"
+        return Obstruction(stopped.cause, stopped.value, stopped.node, reason)
     return Readers(readers.region, readers.factors, stopped)
+
+
+def _fits(cluster: Cluster) -> bool:
+    """Whether t/a is a vector of finite numbers of the result's type."""
+    dtype = cluster.result.dtype
+    if dtype is None or not cluster.factor.all():
+        return False
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite((cluster.shift / cluster.factor).astype(dtype.numpy())).all())
 
 
 def contracts(cluster: Cluster) -> bool:
@@ -196,7 +212,7 @@ def _stops_shift(region: Region, factors: dict[ir.Node, Factor], growth: float) 
             bias = operand(node, 2)
             if pads(node):
                 reason = "Conv pads it with zeros, which are no shift"
-            elif bias is not None and not is_constant(bias):
+            elif bias is not None and not is_constant(bias) and computed(bias) is None:
                 reason = f"its bias {bias.name} is not a constant of the network"
         elif not _is_one_matrix(factor):
             reason = "the shift meets a stack of matrices, whose biases differ"

@@ -16,6 +16,7 @@ something else reads, or that the graph returns, can only be where a cluster sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 
@@ -238,10 +239,12 @@ def computed(value: ir.Value | None) -> np.ndarray | None:
             return None if second is None else _BINARY[node.op_type](first, second)
     shape = shape_of(value)
     sizes = [size for size in shape or () if isinstance(size, int)]
+    if shape is None or len(sizes) != len(shape) or math.prod(sizes) > VECTOR:
+        return None
+    if is_operator(node, "Expand"):
+        return np.broadcast_to(first, sizes)
     is_vector = max(first.shape, default=1) == first.size
-    if is_operator(node, *RESHAPES, "Transpose") and is_vector and shape is not None and len(sizes) == len(shape):
-        return first.reshape(sizes)
-    return None
+    return first.reshape(sizes) if is_operator(node, *RESHAPES, "Transpose") and is_vector else None
 
 
 def _along(value: ir.Value, constant: np.ndarray) -> tuple[int, np.ndarray] | None:
@@ -329,6 +332,8 @@ class _Forms:
         if value.dtype is None or not value.dtype.is_floating_point():
             return ()
         operands = tuple(operand for operand in node.inputs if operand is not None)
+        if not operands or (is_constant(operands[0]) and not is_operator(node, *SUMS, *PRODUCTS)):
+            return ()
         if is_operator(node, *SUMS, *PRODUCTS):
             varying = tuple(operand for operand in operands if self.constant(operand) is None)
             divided = node.op_type != "Div" or varying[:1] == operands[:1]
