@@ -12,6 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+CONTEXT = 256
+"""Bytes that the language models see at most."""
+
 Split = Literal["train", "held-out"]
 
 # Character tables and help topics: generated text that is far easier to predict than code.

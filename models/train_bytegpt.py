@@ -2,11 +2,9 @@
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rewrite.models.byte_data import corpus, training_batches
-from rewrite.models.evaluate import bits_per_byte
+from rewrite.models.byte_data import CONTEXT, corpus, training_batches
+from rewrite.models.evaluate import bits_per_byte, predictor
 from rewrite.models.training import arguments, train
-
-CONTEXT = 256
 
 if __name__ == "__main__":
     chosen = arguments(__doc__, steps=2600)
@@ -28,7 +26,7 @@ if __name__ == "__main__":
     train(
         model,
         training_batches(batch=8, context=CONTEXT, seed=chosen.seed),
-        lambda: bits_per_byte(model, held_out, count=64),
+        lambda: bits_per_byte(predictor(model), held_out, CONTEXT, count=64),
         steps=chosen.steps,
         learning_rate=2e-3,
     )

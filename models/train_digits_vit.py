@@ -3,7 +3,7 @@
 from transformers import ViTConfig, ViTForImageClassification
 
 from rewrite.models.digits_data import digits, training_batches
-from rewrite.models.evaluate import accuracy
+from rewrite.models.evaluate import accuracy, predictor
 from rewrite.models.training import arguments, train
 
 if __name__ == "__main__":
@@ -25,7 +25,7 @@ if __name__ == "__main__":
     train(
         model,
         training_batches(batch=64, seed=chosen.seed),
-        lambda: accuracy(model, *digits("held-out")),
+        lambda: accuracy(predictor(model), *digits("held-out")),
         steps=chosen.steps,
         learning_rate=1e-3,
         label_smoothing=0.1,

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+
+from rewrite.models.evaluate import logits_of
 
 
 def arguments(description: str | None, steps: int) -> argparse.Namespace:
@@ -19,7 +21,7 @@ def arguments(description: str | None, steps: int) -> argparse.Namespace:
     description: the script's docstring.  steps: the default of --steps.
     """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write config.json and model.safetensors to")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the network to")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of the data")
     parser.add_argument("--steps", type=int, default=steps, help="optimizer steps")
     chosen = parser.parse_args()
@@ -41,7 +43,7 @@ def rate(step: int, steps: int, warmup_steps: int) -> float:
 
 
 def train(
-    model: PreTrainedModel,
+    model: nn.Module,
     batches: Iterator[tuple[np.ndarray, np.ndarray]],
     evaluate: Callable[[], float],
     *,
@@ -50,13 +52,18 @@ def train(
     weight_decay: float = 0.1,
     label_smoothing: float = 0.0,
     report_every: int = 250,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    before_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Minimize the cross-entropy of model(inputs).logits against targets, in place; leave the model in eval mode.
+    """Minimize a loss, the cross-entropy by default, of a model in place; leave it in eval mode.
 
+    model: returns logits, or an object with `logits`.
     batches: inputs as the model takes them, and targets (...) int64 where the logits are (..., classes).
     evaluate: a held-out measure, printed to standard error each `report_every` steps; nothing is chosen by it.
     learning_rate: the peak, after a warm-up of a twentieth of the steps.
     weight_decay: of matrices and kernels; biases and the scales of norms are not decayed.
+    loss: of logits and targets, as torch.nn.functional.cross_entropy, which `label_smoothing` is for.
+    before_step: called with the number of each step, 0 first, before the model computes.
     """
     parameters = list(model.parameters())
     groups = [
@@ -67,15 +74,19 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, steps // 20))
     for step, (inputs, targets) in enumerate(islice(batches, steps), start=1):
         model.train()
-        logits = model(torch.from_numpy(inputs)).logits
-        loss = functional.cross_entropy(
-            logits.flatten(0, -2), torch.from_numpy(targets).flatten(), label_smoothing=label_smoothing
-        )
+        before_step(step - 1)
+        logits = logits_of(model(torch.from_numpy(inputs)))
+        if loss is None:
+            value = functional.cross_entropy(
+                logits.flatten(0, -2), torch.from_numpy(targets).flatten(), label_smoothing=label_smoothing
+            )
+        else:
+            value = loss(logits, torch.from_numpy(targets))
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % report_every == 0 or step == steps:
             model.eval()
-            print(f"step {step}: loss {loss.item():.4f}, held-out {evaluate():.4f}", file=sys.stderr, flush=True)
+            print(f"step {step}: loss {value.item():.4f}, held-out {evaluate():.4f}", file=sys.stderr, flush=True)
