@@ -21,6 +21,7 @@ Source    Ding et al. 2021, arXiv:2101.03697, §3.3 (RepVGG); Ding et al. 2021, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -146,13 +147,15 @@ def _one_grid(rule: MergeBranches, site: Sum) -> Breach | None:
     if not (stencils := site.stencils):
         return None
     widest = max(stencils.values(), key=lambda one: one.multiplications)
+    # Of one stride and one slack are the sizes of all results, whatever that of the value is.
+    differ = len({one.slack for one in stencils.values()}) > 1
     for branch, stencil in stencils.items():
         node = branch.links[0].node if branch.links else branch.summand.reader
         if stencil.strides != widest.strides:
             return Breach(node, f"its strides are {stencil.strides}, another branch's are {widest.strides}")
         if stencil.width != widest.width:
             return Breach(node, f"it has {stencil.width} channels, another branch has {widest.width}")
-        if stencil.slack != widest.slack and not _one_size(branch.summand.value, site):
+        if differ and not _one_size(branch.summand.value, site):
             return Breach(node, "its result and another branch's have other sizes, or sizes that are not static")
     return None
 
@@ -194,36 +197,48 @@ def _apart(site: Sum) -> Parts:
 
 def _parts(site: Sum) -> Parts:
     """The cheapest division that is found by merging the best pair as long as one pays; or all in one."""
-    parts, price = _apart(site), _cost(site, _apart(site))
+    parts: list[tuple[Branch, ...]] = list(_apart(site))
+    gains: dict[tuple[tuple[Branch, ...], tuple[Branch, ...]], int] = {}
     while len(parts) > 1:
-        pairs = [(one, other) for one in range(len(parts)) for other in range(one + 1, len(parts))]
-        tried = [(_cost(site, joined := _joined(parts, *pair)), pair, joined) for pair in pairs]
-        cheapest, _, joined = min(tried, key=lambda each: each[:2])
-        if cheapest >= price:
+        for pair in itertools.combinations(parts, 2):
+            if pair not in gains:
+                gains[pair] = _gain(site, *pair)
+        # Of equal gains the first pair counts.
+        one, other = max(itertools.combinations(parts, 2), key=lambda pair: gains[pair])
+        if gains[one, other] <= 0:
             break
-        parts, price = joined, cheapest
-    return (site.branches,) if _cost(site, (site.branches,)) < price else parts
+        parts = [*(part for part in parts if part not in (one, other)), one + other]
+    found = tuple(parts)
+    return (site.branches,) if _cost(site, (site.branches,)) < _cost(site, found) else found
 
 
-def _joined(parts: Parts, one: int, other: int) -> Parts:
-    rest = tuple(part for place, part in enumerate(parts) if place not in (one, other))
-    return (*rest, parts[one] + parts[other])
+def _gain(site: Sum, one: tuple[Branch, ...], other: tuple[Branch, ...]) -> int:
+    """What it saves that two parts become one, and their sum needs no operator; there is none without a kernel."""
+    if not any(branch.weights for branch in (*one, *other)):
+        return 0
+    addition = elements(site.result) * PASS
+    return _price(site, one) + _price(site, other) + addition - _price(site, one + other)
+
+
+def _price(site: Sum, part: tuple[Branch, ...]) -> int:
+    """What the operators of a part cost; a merged matrix needs an Add for its shift."""
+    if len(part) == 1:
+        return part[0].cost
+    merged = _merged([site.stencils[branch] for branch in part])
+    passes = 2 if site.kind is Kind.MATRIX and merged.bias is not None else 1
+    return elements(site.result) * (merged.multiplications + PASS * passes)
 
 
 def _cost(site: Sum, parts: Parts) -> int:
     """What the branches, their sum and its vectors cost; what else is added costs the same either way."""
-    stencils, size = site.stencils, elements(site.result)
-    merged = [[stencils[branch] for branch in part] for part in parts if len(part) > 1]
-    operators = sum(part[0].cost for part in parts if len(part) == 1)
-    operators += sum(size * (_merged(part).multiplications + PASS) for part in merged)
+    merged = next((part for part in parts if len(part) > 1), None)
     additions = len(parts) - 1
-    if not merged:
+    if merged is None:
         additions += len(site.vectors)
-    elif site.kind is Kind.MATRIX:
-        # A convolution holds its shift, a matrix needs an Add for it; the vectors go into the first.
-        shifted = [any(one.bias is not None for one in part) for part in merged]
-        additions += sum([shifted[0] or bool(site.vectors), *shifted[1:]])
-    return operators + additions * size * PASS
+    elif site.kind is Kind.MATRIX and all(site.stencils[branch].bias is None for branch in merged):
+        # The first merged operator adds the vectors: a convolution as it is, a matrix if it has an Add.
+        additions += bool(site.vectors)
+    return sum(_price(site, part) for part in parts) + additions * elements(site.result) * PASS
 
 
 def _merged(stencils: Sequence[Stencil]) -> Stencil:

@@ -12,10 +12,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from rewrite.ir.edit import ORIGIN, shape_of
+from rewrite.ir.edit import ORIGIN, TRANSFORM, shape_of
 from rewrite.ir.program import Program
 from rewrite.proof.transforms import Shift, Step
-from rewrite.rule import TRANSFORM, steps
+from rewrite.rule import steps
 
 VERSION = 1
 TRANSFORMS = "rewrite.transforms"

@@ -21,13 +21,10 @@ import onnx_ir as ir
 from rewrite.basis.operators import bias_of
 from rewrite.basis.regions import Obstruction, Use
 from rewrite.ir.constants import is_constant, weight_behind
-from rewrite.ir.edit import ORIGIN, Editor
+from rewrite.ir.edit import ORIGIN, TRANSFORM, Editor
 from rewrite.ir.program import Program
 from rewrite.ir.weights import Add, Weight
 from rewrite.proof.transforms import Step
-
-TRANSFORM = "rewrite.transform"
-"""The metadata key of a node that computes a transform at run time: the transform's id."""
 
 # ------------------------------------------------------------------------------------------------- what a pass declares
 

@@ -25,7 +25,7 @@ from rewrite.basis.regions import Use
 from rewrite.basis.stencils import PASS, Stencil, behind, diagonal, lost_outside, transposed
 from rewrite.ir.axes import operand
 from rewrite.ir.constants import integers, is_constant, is_overridable, numbers, uniform, weight_behind
-from rewrite.ir.edit import is_inference_dropout, is_operator, only_use, shape_of
+from rewrite.ir.edit import TRANSFORM, is_inference_dropout, is_operator, only_use, shape_of
 from rewrite.ir.weights import Constant, Weight
 
 
@@ -110,8 +110,11 @@ def elements(value: ir.Value) -> int:
 
 
 def link_of(node: ir.Node | None) -> Link | None:
-    """What `node` is in a chain; None where it is nothing of the kind."""
-    if node is None or node.domain != "" or node.outputs[0].dtype is None:
+    """What `node` is in a chain; None where it is nothing of the kind.
+
+    A transform that a pass inserted to be computed at run time is none: it stands where it is meant to.
+    """
+    if node is None or node.domain != "" or node.outputs[0].dtype is None or TRANSFORM in node.metadata_props:
         return None
     describe = _LINKS.get(node.op_type)
     return describe(node) if describe is not None and node.outputs[0].dtype.is_floating_point() else None

@@ -18,6 +18,9 @@ from rewrite.ir.weights import MaterializedTensor, Weight
 ORIGIN = "rewrite.pass"
 """The metadata key that names the pass a node comes from."""
 
+TRANSFORM = "rewrite.transform"
+"""The metadata key of a node that computes a transform at run time: the transform's id."""
+
 FOLDABLE_ELEMENTS = 1024
 """Constants up to this size are compared by content; larger ones only by identity, so that no weight is read."""
 
