@@ -70,9 +70,10 @@ def _frozen(rule: FoldBatchnorm, site: Normalization) -> Breach | None:
 
 
 def _finite(rule: FoldBatchnorm, site: Normalization) -> Breach | None:
-    if site.cluster is not None:
+    if site.cluster is not None or unfrozen(site.norm) is not None:
         return None
-    return Breach(site.norm, degenerate(site.norm) or "the type of its operands is unknown")
+    reason = degenerate(site.norm)
+    return None if reason is None else Breach(site.norm, reason)
 
 
 def _has_a_neighbour(rule: FoldBatchnorm, site: Normalization) -> Breach | None:

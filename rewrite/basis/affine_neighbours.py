@@ -130,7 +130,8 @@ def readers_of(cluster: Cluster, growth: float) -> Readers | Obstruction:
         return stopped
     if not _fits(cluster):
         channel = int(np.argmin(np.abs(cluster.factor)))
-        reason = f"{stopped.reason}, and the factor {cluster.factor[channel]:g} of channel {channel} allows none in front"
+        least = f"the factor {cluster.factor[channel]:g} of channel {channel}"
+        reason = f"{stopped.reason}, and {least} allows no shift in front"
         return Obstruction(stopped.cause, stopped.value, stopped.node, reason)
     return Readers(readers.region, readers.factors, stopped)
 

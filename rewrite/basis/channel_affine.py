@@ -49,8 +49,8 @@ def unfrozen(norm: ir.Node) -> str | None:
     if _opset(norm) < 7 and not norm.attributes.get_int("is_test", 0):
         return "BatchNormalization is in training mode, the default before opset 7"
     shape = shape_of(norm.inputs[0])
-    if shape is None or len(shape) < 2 or not isinstance(shape[1], int):
-        return f"the number of channels of {_name(norm.inputs[0])} is not static"
+    if shape is None or len(shape) < 2 or not isinstance(shape[1], int) or norm.outputs[0].dtype is None:
+        return f"the type of {_name(norm.inputs[0])} or its number of channels is unknown"
     for symbol, value in zip(("γ", "β", "the mean", "the variance"), norm.inputs[1:5]):
         if value is None or not is_constant(value):
             beyond = "may be overridden by a caller" if value is not None and is_overridable(value) else "is computed"
@@ -308,6 +308,8 @@ class _Forms:
 
     def __init__(self, roots: Set[ir.Value]) -> None:
         self.roots = roots
+        self.beginnings: set[ir.Value] = set()
+        """Values that an operator continues as they are, and not as the form that they have."""
         self.known: dict[ir.Value, _Form] = {}
         self.constants: dict[ir.Value, np.ndarray | None] = {}
 
@@ -352,16 +354,23 @@ class _Forms:
         if node is None or not operands:
             return None
         form = self.known[operands[0]]
+        if len(operands) == 2:
+            return form.plus(self.known[operands[1]], -1.0 if node.op_type == "Sub" else 1.0)
+        continued = self.continued(form, node, operands[0])
+        if continued is None and self.continued(_Form(operands[0]), node, operands[0]) is not None:
+            self.beginnings.add(operands[0])
+        return continued
+
+    def continued(self, form: _Form, node: ir.Node, operand: ir.Value) -> _Form | None:
+        """The form of what `node` makes of its one operand that varies; None where it is no form of the same root."""
         if is_operator(node, "Identity"):
             return form
         if is_operator(node, "Neg"):
             return form.then(-1, -1.0, 0.0)
         if is_operator(node, "BatchNormalization"):
             return _normalized(form, node)
-        if len(operands) == 2:
-            return form.plus(self.known[operands[1]], -1.0 if node.op_type == "Sub" else 1.0)
         if is_operator(node, *SUMS, *PRODUCTS):
-            return self.with_constant(form, node, operands[0])
+            return self.with_constant(form, node, operand)
         if (step := _step(node)) is None:
             return None
         moved = replace(form, layout=_then(form.layout, step))
@@ -439,6 +448,9 @@ def channel_affine(result: ir.Value) -> Cluster | None:
     while True:
         forms = _Forms(roots)
         inside = _inside(forms, result)
+        if forms.beginnings - roots:
+            roots |= forms.beginnings
+            continue
         nodes = {node for value in inside if (node := value.producer()) is not None}
         exposed = {value for value in inside if value is not result and _is_read_outside(value, nodes)}
         if not exposed:
