@@ -31,8 +31,9 @@ from rewrite.capture.finish import (
 )
 from rewrite.capture.fold_shapes import fold_shapes
 from rewrite.capture.huggingface import OPSET, export_error, export_pretrained, in_memory, inlined
+from rewrite.capture.parameters import verified_export
 from rewrite.capture.signature import Signature, module_signature, pretrained_signature
-from rewrite.errors import InputsError, SourceError
+from rewrite.errors import InputsError, RewriteError, SourceError, UnsupportedOperatorError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -145,12 +146,23 @@ def _export_plain(module: torch.nn.Module, signature: Signature) -> ir.Model:
     except (InputsError, SourceError):
         raise
     except Exception as error:  # torch.export raises anything, and all of it means "not exportable"
-        raise export_error(error, name, "") from error
+        raise _parametrized(module, export_error(error, name, "")) from error
+
+
+def _parametrized(module: torch.nn.Module, error: RewriteError) -> RewriteError:
+    """An operator that the exporter lacks may be a parametrization's (orthogonal), which need not be in the graph."""
+    found = [name for name, part in module.named_modules() if torch.nn.utils.parametrize.is_parametrized(part)]
+    if not isinstance(error, UnsupportedOperatorError) or not found:
+        return error
+    weight = next(iter(module.get_submodule(found[0]).parametrizations))  # type: ignore[arg-type]
+    remedy = f'remove_parametrizations(module.get_submodule("{found[0]}"), "{weight}") of torch.nn.utils.parametrize'
+    return UnsupportedOperatorError(error.what, where=error.where, remedy=f"{remedy} leaves the weight itself")
 
 
 def to_onnx(exported: torch.export.ExportedProgram) -> ir.Model:
     """The ONNX graph of an exported program, as it was traced."""
-    program = torch.onnx.export(exported, args=(), optimize=False, opset_version=OPSET, dynamo=True, verbose=False)
+    with verified_export():
+        program = torch.onnx.export(exported, args=(), optimize=False, opset_version=OPSET, dynamo=True, verbose=False)
     if program is None:
         raise SourceError("the ONNX exporter returned nothing", remedy="export with torch.onnx.export to see why")
     model = inlined(program.model)
@@ -181,6 +193,8 @@ def capture_exported(exported: torch.export.ExportedProgram) -> ir.Model:
     examples = exported.example_inputs
     try:
         captured = to_onnx(exported)
+    except (InputsError, SourceError):
+        raise
     except Exception as error:  # as above
         raise export_error(error, "the exported program", "") from error
     tensors: dict[str, torch.Tensor] = {}
