@@ -41,7 +41,7 @@ from rewrite.basis.affine_neighbours import (
     shift_out,
     writer_of,
 )
-from rewrite.basis.channel_affine import ARITHMETIC, RESHAPES, SUMS, Cluster, channel_affine, degenerate, unfrozen
+from rewrite.basis.channel_affine import SUMS, Cluster, channel_affine, cluster_ends, degenerate, unfrozen
 from rewrite.basis.operators import NORMS
 from rewrite.basis.regions import Obstruction, Use
 from rewrite.ir.axes import operand
@@ -148,19 +148,12 @@ class FoldBatchnorm(Pass[Normalization]):
 
 
 def _ends(graph: ir.Graph) -> list[ir.Value]:
-    """Where clusters end, first to last, each as large as can be; and results of batch normalizations in none."""
-    found: list[ir.Value] = []
-    covered: set[ir.Node] = set()
-    for node in reversed(list(graph)):
-        if node in covered or not is_operator(node, *ARITHMETIC, *RESHAPES, "Transpose"):
-            continue
-        cluster = channel_affine(node.outputs[0])
-        if cluster is not None and covered.isdisjoint(cluster.nodes):
-            covered.update(cluster.nodes)
-            found.append(cluster.result)
-        elif is_operator(node, "BatchNormalization"):
-            found.append(node.outputs[0])
-    return found[::-1]
+    """Where clusters end, first to last, and results of batch normalizations that are none."""
+    ends = {value.producer(): value for value in cluster_ends(graph)}
+    for node in graph:
+        if is_operator(node, "BatchNormalization") and channel_affine(node.outputs[0]) is None:
+            ends[node] = node.outputs[0]
+    return [ends[node] for node in graph if node in ends]
 
 
 def _is_a_bias(cluster: Cluster) -> bool:

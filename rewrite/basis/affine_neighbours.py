@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from rewrite.basis.channel_affine import Cluster, averages_zeros, computed, pads, through_padding
+from rewrite.basis.channel_affine import Cluster, computed
+from rewrite.basis.channel_layouts import averages_zeros, pads, through_padding
 from rewrite.basis.operators import bias_of, width
 from rewrite.basis.regions import Cause, Obstruction, Region, Use, grow
 from rewrite.basis.scaling import Factor, factors_of, read_besides

@@ -23,15 +23,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from rewrite.ir.axes import Role, Shape, Thread, follow, volume
+from rewrite.basis.channel_layouts import RESHAPES, Layout, backward, forward, layout_step, then
 from rewrite.ir.constants import VECTOR, is_constant, is_overridable, numbers
 from rewrite.ir.edit import is_operator, shape_of
 
 SUMS = ("Add", "Sub")
 PRODUCTS = ("Mul", "Div")
 ARITHMETIC = (*SUMS, *PRODUCTS, "Neg", "BatchNormalization")
-RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-MOVES = ("AveragePool", "Cast", "Dropout", "Gather", "GlobalAveragePool", "ReduceMean", "Slice")
 
 # ------------------------------------------------------------------------------------- a frozen batch normalization
 
@@ -85,120 +83,6 @@ def _name(value: ir.Value | None) -> str:
     return "an operand that is left out" if value is None else value.name or ""
 
 
-# ------------------------------------------------------------------------------------------------------------- layouts
-
-
-@dataclass(frozen=True)
-class Permuted:
-    """Axis i is axis `axes[i]` before."""
-
-    axes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Reshaped:
-    """The same elements in the same order under another shape; sizes are numbers or names, all of them known."""
-
-    before: Shape
-    after: Shape
-
-
-@dataclass(frozen=True)
-class Moved:
-    """An operator that moves or averages channels as they are (a mean over positions, a Slice), and cancels with
-    nothing."""
-
-    node: ir.Node
-
-
-LayoutStep = Permuted | Reshaped | Moved
-Layout = tuple[LayoutStep, ...]
-
-
-def _then(layout: Layout, step: LayoutStep) -> Layout:
-    """`layout` followed by `step`, in the one form in which what cancels is gone."""
-    last = layout[-1] if layout else None
-    if isinstance(last, Permuted) and isinstance(step, Permuted):
-        layout, step = layout[:-1], Permuted(tuple(last.axes[axis] for axis in step.axes))
-    elif isinstance(last, Reshaped) and isinstance(step, Reshaped):
-        layout, step = layout[:-1], Reshaped(last.before, step.after)
-    if isinstance(step, Permuted) and step.axes == tuple(range(len(step.axes))):
-        return layout
-    if isinstance(step, Reshaped) and step.before == step.after:
-        return layout
-    return (*layout, step)
-
-
-def _forward(step: LayoutStep, axis: int) -> int | None:
-    """Where an axis is behind a step of layout; None where it does not stay whole."""
-    if isinstance(step, Permuted):
-        return step.axes.index(axis)
-    if isinstance(step, Reshaped):
-        return _same_axis(step.before, step.after, axis)
-    thread = through_padding(step.node, 0, axis)
-    kept = thread.role is Role.MOVE and thread.inputs == ((0, axis),) and len(thread.outputs) == 1
-    return thread.outputs[0][1] if kept else None
-
-
-def _backward(step: LayoutStep, axis: int) -> int | None:
-    """Where an axis behind a step of layout was before it; None where it was none."""
-    if isinstance(step, Permuted):
-        return step.axes[axis]
-    if isinstance(step, Reshaped):
-        return _same_axis(step.after, step.before, axis)
-    thread = through_padding(step.node, 0, axis, result=True)
-    kept = thread.role is Role.MOVE and len(thread.inputs) == 1 and thread.inputs[0][0] == 0
-    return thread.inputs[0][1] if kept else None
-
-
-def _same_axis(before: Shape, after: Shape, axis: int) -> int | None:
-    """The axis that has the size of `axis` and as many elements behind it."""
-    size, behind = before[axis], volume(before[axis + 1 :])
-    if size == 1 or behind is None:
-        return None
-    places = [place for place, other in enumerate(after) if other == size and volume(after[place + 1 :]) == behind]
-    return places[0] if len(places) == 1 else None
-
-
-def _step(node: ir.Node) -> LayoutStep | None:
-    """What a node of layout does to its first operand; None where it does more, or its shapes are not known."""
-    if len(node.outputs) != 1 or not node.inputs or node.inputs[0] is None:
-        return None
-    before, after = shape_of(node.inputs[0]), shape_of(node.outputs[0])
-    if before is None or after is None:
-        return None
-    if is_operator(node, "Transpose"):
-        return Permuted(tuple(node.attributes.get_ints("perm", tuple(reversed(range(len(before)))))))
-    if is_operator(node, *RESHAPES):
-        return None if None in before or None in after else Reshaped(before, after)
-    return Moved(node) if is_operator(node, *MOVES) else None
-
-
-def through_padding(node: ir.Node, position: int, axis: int, *, result: bool = False) -> Thread:
-    """As `follow`; an average whose divisor counts what it sums up, and nothing else, is a MOVE as well."""
-    thread = follow(node, position, axis, result=result)
-    if is_operator(node, "AveragePool") and thread.role is Role.LINEAR and not averages_zeros(node):
-        return Thread(Role.MOVE, thread.inputs, thread.outputs)
-    return thread
-
-
-def averages_zeros(node: ir.Node) -> bool:
-    """Whether an AveragePool counts zeros beside its input, so that the average of a constant is not the constant."""
-    beyond = node.attributes.get_int("ceil_mode", 0) or pads(node)
-    return bool(node.attributes.get_int("count_include_pad", 0) and beyond)
-
-
-def pads(node: ir.Node) -> bool:
-    """Whether the window of a Conv or of a pooling reaches beyond its input, as far as its attributes say."""
-    automatic = node.attributes.get_string("auto_pad", "NOTSET")
-    if automatic in ("SAME_UPPER", "SAME_LOWER"):
-        stored = shape_of(node.inputs[1]) if is_operator(node, "Conv") else None
-        window = tuple(node.attributes.get_ints("kernel_shape", (stored or ())[2:]))
-        # A window of one element is put on elements alone, whatever the stride.
-        return not window or any(size != 1 for size in window)
-    return automatic != "VALID" and any(node.attributes.get_ints("pads", ()))
-
-
 # --------------------------------------------------------------------------------------------- constants in arithmetic
 
 _BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -218,7 +102,11 @@ _UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def computed(value: ir.Value | None) -> np.ndarray | None:
+DEEPEST = 16
+"""How many nodes behind each other may compute a constant: a few steps of arithmetic, and no network."""
+
+
+def computed(value: ir.Value | None, depth: int = DEEPEST) -> np.ndarray | None:
     """The float64 numbers of a small constant, or of what a few nodes compute from such ones (√(v + ε)); or None.
 
     Layout is followed for vectors only.
@@ -229,13 +117,17 @@ def computed(value: ir.Value | None) -> np.ndarray | None:
         return numbers(value)
     node = value.producer()
     operands = () if node is None else tuple(operand for operand in node.inputs if operand is not None)
-    if node is None or len(node.outputs) != 1 or not operands or (first := computed(operands[0])) is None:
+    if node is None or len(node.outputs) != 1 or not operands or not depth:
+        return None
+    if not is_operator(node, *_UNARY, *_BINARY, *RESHAPES, "Transpose", "Expand"):
+        return None
+    if (first := computed(operands[0], depth - 1)) is None:
         return None
     with np.errstate(all="ignore"):
         if is_operator(node, *_UNARY):
             return _UNARY[node.op_type](first)
         if is_operator(node, *_BINARY):
-            second = computed(operands[1])
+            second = computed(operands[1], depth - 1)
             return None if second is None else _BINARY[node.op_type](first, second)
     shape = shape_of(value)
     sizes = [size for size in shape or () if isinstance(size, int)]
@@ -280,7 +172,7 @@ class _Form:
         """The axis as one of the value itself."""
         axis = self.axis
         for step in self.layout:
-            axis = None if axis is None else _forward(step, axis)
+            axis = None if axis is None else forward(step, axis)
         return axis
 
     def plus(self, other: _Form, sign: float) -> _Form | None:
@@ -295,7 +187,7 @@ class _Form:
         """This form times a factor plus a shift along an axis of the value; −1 where both are numbers."""
         tied: int | None = axis
         for step in reversed(self.layout):
-            tied = None if tied is None or axis < 0 else _backward(step, tied)
+            tied = None if tied is None or axis < 0 else backward(step, tied)
         if axis < 0:
             tied = self.axis
         elif tied is None or self.axis not in (None, tied):
@@ -303,15 +195,49 @@ class _Form:
         return replace(self, axis=tied, factor=self.factor * factor, shift=self.shift * factor + shift)
 
 
+class Facts:
+    """What is known of the operators of a graph, wherever a cluster starts; for as long as the graph is not changed."""
+
+    def __init__(self) -> None:
+        self._constants: dict[ir.Value, np.ndarray | None] = {}
+        self._operands: dict[ir.Value, tuple[ir.Value, ...]] = {}
+
+    def constant(self, value: ir.Value) -> np.ndarray | None:
+        """The numbers of a constant, read once."""
+        if value not in self._constants:
+            self._constants[value] = computed(value)
+        return self._constants[value]
+
+    def operands(self, value: ir.Value) -> tuple[ir.Value, ...]:
+        """The operands that a form of `value` may be derived from; none where it is a root."""
+        if value not in self._operands:
+            self._operands[value] = self._varying(value)
+        return self._operands[value]
+
+    def _varying(self, value: ir.Value) -> tuple[ir.Value, ...]:
+        node = value.producer()
+        if node is None or value is not node.outputs[0] or value.dtype is None or not value.dtype.is_floating_point():
+            return ()
+        operands = tuple(operand for operand in node.inputs if operand is not None)
+        if is_operator(node, *SUMS, *PRODUCTS):
+            varying = tuple(operand for operand in operands if self.constant(operand) is None)
+            divided = node.op_type != "Div" or varying[:1] == operands[:1]
+            return varying if divided and (len(varying) == 1 or node.op_type in SUMS) else ()
+        if not operands or is_constant(operands[0]):
+            return ()
+        if is_operator(node, "BatchNormalization"):
+            return operands[:1] if unfrozen(node) is None and degenerate(node) is None else ()
+        return operands[:1] if is_operator(node, "Neg", "Identity") or layout_step(node) is not None else ()
+
+
 class _Forms:
     """The forms of values, each derived from those of its operands; nobody looks behind values of `roots`."""
 
-    def __init__(self, roots: Set[ir.Value]) -> None:
-        self.roots = roots
+    def __init__(self, roots: Set[ir.Value], facts: Facts) -> None:
+        self.roots, self.facts = roots, facts
         self.beginnings: set[ir.Value] = set()
         """Values that an operator continues as they are, and not as the form that they have."""
         self.known: dict[ir.Value, _Form] = {}
-        self.constants: dict[ir.Value, np.ndarray | None] = {}
 
     def of(self, value: ir.Value) -> _Form:
         waiting = [value]
@@ -327,27 +253,7 @@ class _Forms:
         return self.known[value]
 
     def followed(self, value: ir.Value) -> tuple[ir.Value, ...]:
-        """The operands that a form of `value` may be derived from; none where it is a root."""
-        node = value.producer()
-        if node is None or value in self.roots or value is not node.outputs[0]:
-            return ()
-        if value.dtype is None or not value.dtype.is_floating_point():
-            return ()
-        operands = tuple(operand for operand in node.inputs if operand is not None)
-        if not operands or (is_constant(operands[0]) and not is_operator(node, *SUMS, *PRODUCTS)):
-            return ()
-        if is_operator(node, *SUMS, *PRODUCTS):
-            varying = tuple(operand for operand in operands if self.constant(operand) is None)
-            divided = node.op_type != "Div" or varying[:1] == operands[:1]
-            return varying if divided and (len(varying) == 1 or node.op_type in SUMS) else ()
-        if is_operator(node, "BatchNormalization"):
-            return operands[:1] if unfrozen(node) is None and degenerate(node) is None else ()
-        return operands[:1] if is_operator(node, "Neg", "Identity") or _step(node) is not None else ()
-
-    def constant(self, value: ir.Value) -> np.ndarray | None:
-        if value not in self.constants:
-            self.constants[value] = computed(value)
-        return self.constants[value]
+        return () if value in self.roots else self.facts.operands(value)
 
     def derived(self, value: ir.Value) -> _Form | None:
         node, operands = value.producer(), self.followed(value)
@@ -371,15 +277,15 @@ class _Forms:
             return _normalized(form, node)
         if is_operator(node, *SUMS, *PRODUCTS):
             return self.with_constant(form, node, operand)
-        if (step := _step(node)) is None:
+        if (step := layout_step(node)) is None:
             return None
-        moved = replace(form, layout=_then(form.layout, step))
+        moved = replace(form, layout=then(form.layout, step))
         return moved if form.axis is None or moved.place is not None else None
 
     def with_constant(self, form: _Form, node: ir.Node, operand: ir.Value) -> _Form | None:
         first = node.inputs[0] is operand
         other = node.inputs[1 if first else 0]
-        array = None if other is None else self.constant(other)
+        array = None if other is None else self.facts.constant(other)
         placed = None if array is None else _along(operand, array)
         if placed is None:
             return None
@@ -439,14 +345,34 @@ class Cluster:
         return self.nodes[-1]
 
 
-def channel_affine(result: ir.Value) -> Cluster | None:
+def cluster_ends(graph: ir.Graph) -> list[ir.Value]:
+    """Where the clusters of a graph end, first to last, each as large as can be."""
+    facts, roots = Facts(), set[ir.Value]()
+    makers = [node for node in graph if is_operator(node, *ARITHMETIC, *RESHAPES, "Transpose")]
+    while True:
+        forms = _Forms(roots, facts)
+        channelled = [node for node in makers if forms.of(node.outputs[0]).axis is not None]
+        if forms.beginnings <= roots:
+            break
+        roots |= forms.beginnings
+    found: list[ir.Value] = []
+    covered: set[ir.Node] = set()
+    for node in reversed(channelled):
+        cluster = None if node in covered else channel_affine(node.outputs[0], facts)
+        if cluster is not None and covered.isdisjoint(cluster.nodes):
+            covered.update(cluster.nodes)
+            found.append(cluster.result)
+    return found[::-1]
+
+
+def channel_affine(result: ir.Value, facts: Facts | None = None) -> Cluster | None:
     """The largest cluster that ends at `result`; None where none does, or all its constants are single numbers.
 
     Where layout at the end cancels with nothing, the cluster ends before it.
     """
-    roots: set[ir.Value] = set()
+    facts, roots = facts or Facts(), set[ir.Value]()
     while True:
-        forms = _Forms(roots)
+        forms = _Forms(roots, facts)
         inside = _inside(forms, result)
         if forms.beginnings - roots:
             roots |= forms.beginnings
