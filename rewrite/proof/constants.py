@@ -254,6 +254,31 @@ class Sliced(Constant):
 
 
 @dataclass(frozen=True, eq=False)
+class Expanded(Constant):
+    """A constant repeated along axes of size 1; no entry of it can be adjusted by itself."""
+
+    inner: Constant
+    shape: tuple[int, ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("expanded", self.shape, self.inner.key)
+
+    @property
+    def stored(self) -> Stored | None:
+        return None
+
+    @property
+    def kind(self) -> str:
+        return self.inner.kind
+
+    def raw(self, region: Region) -> np.ndarray:
+        sizes, behind = self.inner.shape, region[len(region) - len(self.inner.shape) :]
+        inner = self.inner.raw(tuple(slice(0, 1) if n == 1 else taken for n, taken in zip(sizes, behind)))
+        return np.broadcast_to(inner, [taken.stop - taken.start for taken in region])
+
+
+@dataclass(frozen=True, eq=False)
 class Joined(Constant):
     """Constants joined along `axis`; entries of several stored tensors, so none can be adjusted for it."""
 
@@ -335,7 +360,7 @@ def sources(constant: Constant) -> Iterator[Stored]:
     elif isinstance(constant, Joined):
         for part in constant.parts:
             yield from sources(part)
-    elif isinstance(constant, Permuted | Reshaped | Sliced | Grouped):
+    elif isinstance(constant, Permuted | Reshaped | Sliced | Grouped | Expanded):
         yield from sources(constant.inner)
 
 

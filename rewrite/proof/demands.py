@@ -56,8 +56,8 @@ class Demand:
         """Whether one exact value of the constant can meet both."""
         if self.value == other.value and (self.layout == other.layout or self.value == SHIPPED):
             return True
-        if self.columns is not None and other.columns is not None:
-            return self.columns.agrees(other.columns)
+        if self.columns is not None and other.columns is not None and self.columns.agrees(other.columns):
+            return True
         return _disjoint(self.layout, other.layout)
 
 
@@ -125,6 +125,6 @@ def _disjoint(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 def _slice_of(layout: tuple[Any, ...]) -> tuple[tuple[int, int], ...] | None:
     """The slice of the stored tensor that a layout's entries come from; what is around it loses none of them."""
-    while layout and layout[0] in ("permuted", "reshaped"):
+    while layout and layout[0] in ("permuted", "reshaped", "grouped"):
         layout = layout[2]
     return layout[1] if layout and layout[0] == "sliced" and layout[2][0] == "stored" else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rewrite.proof import forms
-from rewrite.proof.constants import Array, Constant, Joined, permuted, reshaped, sliced
+from rewrite.proof.constants import Array, Constant, Expanded, Joined, permuted, reshaped, sliced
 from rewrite.proof.dimensions import ONE, SIGNED, Dim, Shape, broadcast, minimum, opaque, product
 from rewrite.proof.forms import Form, form_of
 from rewrite.proof.masks import guarded
@@ -160,8 +160,11 @@ def expand(walk, node, operands):
     if target is None:
         return None
     walk.pin(operands[1])
-    form = walk.form(operands[0])
-    return forms.widened(form, broadcast(form.shape, target))
+    shape = broadcast(walk.shape(operands[0]), target)
+    known = tuple(n.constant for n in shape if n.constant is not None)
+    if isinstance(operands[0], Constant) and operands[0].kind == "f" and len(known) == len(shape):
+        return Expanded(operands[0], known)
+    return forms.widened(walk.form(operands[0]), shape)
 
 
 @rule("ConstantOfShape")

@@ -20,10 +20,10 @@ import onnx_ir as ir
 
 from rewrite.proof import forms, reduction, symmetry
 from rewrite.proof.chains import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Matrix, Mean, Scalar, diagonal_of
-from rewrite.proof.constants import Array, Constant, Grouped, permuted, reshaped, sliced
-from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, opaque, product
+from rewrite.proof.constants import Array, Constant, permuted, reshaped, sliced
+from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, product
 from rewrite.proof.forms import Form, form_of
-from rewrite.proof.transforms import Isometry, Repeated, Signs
+from rewrite.proof.transforms import Isometry, Signs
 from rewrite.proof.values import Integers, Value
 
 if TYPE_CHECKING:
@@ -407,20 +407,36 @@ def matmul(walk, a, b):
     if left.kind != "f":
         return None
     if isinstance(b, Constant) and len(b.shape) == 2:
-        return _multiplied(walk, left, -1, b)
+        return multiplied(walk, left, -1, b)
     if isinstance(a, Constant) and len(a.shape) == 2 and walk.form(b).rank >= 2:
         # A·X maps the rows of X: X is read along its last axis but one.
-        return _multiplied(walk, walk.form(b), -2, permuted(a, (1, 0)))
+        return multiplied(walk, walk.form(b), -2, permuted(a, (1, 0)))
     return contraction(walk, left, walk.form(b))
 
 
-def _multiplied(walk: Walk, form: Form, axis: int, matrix: Constant) -> Form:
+def multiplied(walk: Walk, form: Form, axis: int, matrix: Constant) -> Form:
+    form = settled(walk, form)
     hadamard = signs(walk, matrix)
     if hadamard is None:
         return walk.mapped(form, axis, Matrix(matrix))
     corner = (slice(0, 1), slice(0, 1))
     first = sliced(matrix, corner) if matrix.stored is not None else Array(matrix.raw(corner))
     return forms.scaled(walk.mapped(form, axis, Exact(hadamard)), walk.number(first))
+
+
+def settled(walk: Walk, form: Form) -> Form:
+    """`form` as the value of the original that it equals, where it ends in constants and there is one.
+
+    Of a product of two shipped matrices neither could be adjusted; here the first is settled.
+    """
+    return walk.table.forms[walk.intern(form)] if ends_in_constants(form) else form
+
+
+def ends_in_constants(form: Form) -> bool:
+    """Whether a matrix or a diagonal is the last that was done to some of it."""
+    terms = (term for term in form.terms if term.atom.key != ("one",))
+    ends = (chain.body[-1] for term in terms for chain in term.chains if chain.body)
+    return any(isinstance(end, Matrix | Diagonal) for end in ends)
 
 
 LARGEST_SIGNS = 1 << 12
@@ -515,65 +531,6 @@ def fused_matrix_product(walk, node, operands):
     return None if result is None else forms.scaled(result, walk.attribute(node, "alpha", 1.0))
 
 
-@rule("Conv")
-def convolution(walk, node, operands):
-    """A product with the kernel of the unfolded input; the matrix of groups is block diagonal."""
-    x, kernel = walk.form(operands[0]), operands[1]
-    if not isinstance(kernel, Constant):
-        return None
-    window = _window(node, x, kernel.shape[2:])
-    if window is None:
-        return None
-    settings, spatial = window
-    groups, out = attribute(node, "group", 1), kernel.shape[0]
-    taps = math.prod(kernel.shape[2:])
-    rows = reshaped(kernel, (out, kernel.shape[1] * taps))
-    matrix = permuted(rows, (1, 0)) if groups == 1 else Grouped(rows, groups)
-    if x.shape[1] * taps != Dim.of(matrix.shape[0]):
-        return None
-    last = walk.mapped(_unfolded(walk, x, kernel.shape[2:], settings, spatial), -1, Matrix(matrix))
-    result = forms.transpose(last, (0, last.rank - 1, *range(1, last.rank - 1)))
-    if len(operands) > 2 and operands[2] is not None:
-        bias = forms.reshape(walk.form(operands[2]), (Dim.of(out), *[ONE] * len(spatial)))
-        if bias is None:
-            return None
-        result = forms.add(result, bias)
-    return result
-
-
-def _unfolded(walk: Walk, x: Form, kernel: tuple[int, ...], settings: tuple, spatial: Shape) -> Form:
-    """Every window of x as a row of channels × taps. Padding is zero, so a map of the channels comes out behind."""
-    taps = math.prod(kernel)
-    peeled = symmetry.peel(walk, x, 1)
-    if peeled is not None and peeled[1].width == peeled[1].size:
-        inner = _unfolded(walk, peeled[0], kernel, settings, spatial)
-        return walk.mapped(inner, -1, Exact(Repeated(peeled[1], 1, taps)))
-    return form_of(walk.atom(("unfold", walk.intern(x), kernel, settings), (x.shape[0], *spatial, x.shape[1] * taps)))
-
-
-def _window(node: ir.Node, x: Form, kernel: tuple[int, ...]) -> tuple[tuple, Shape] | None:
-    """Strides, pads and dilations written out, and the spatial sizes of the result."""
-    rank = len(kernel)
-    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return None
-    strides = tuple(attribute(node, "strides", (1,) * rank))
-    dilations = tuple(attribute(node, "dilations", (1,) * rank))
-    pads = tuple(attribute(node, "pads", (0,) * (2 * rank)))
-    if attribute(node, "auto_pad", "NOTSET") == "VALID":
-        pads = (0,) * (2 * rank)
-    spatial = []
-    for axis in range(rank):
-        reach = pads[axis] + pads[axis + rank] - dilations[axis] * (kernel[axis] - 1) - 1
-        size = x.shape[2 + axis] + reach
-        if size.constant is not None:
-            spatial.append(Dim.of(size.constant // strides[axis] + 1))
-        elif strides[axis] == 1:
-            spatial.append(size + 1)
-        else:
-            spatial.append(opaque("floor", size, strides[axis]) + 1)
-    return (strides, pads, dilations), tuple(spatial)
-
-
 @rule("Gather")
 def gathering(walk, node, operands):
     data, indices = operands
@@ -659,20 +616,18 @@ def selected(walk: Walk, form: Form, key: tuple, start: int, stop: int, sizes: S
             axes = (*term.view.axes[:start], *[()] * len(sizes), *term.view.axes[stop:])
             terms.append(forms.Term(term.atom, forms.View(axes, term.view.fixed), term.axis, term.chains))
             continue
-        bare = _bare(form, term, range(start, stop))
-        if bare is None:
+        found = unmapped(form, term, range(start, stop))
+        if found is None:
             return None
-        inner, position = bare
+        inner, position = found
         atom = walk.atom((*key, walk.intern(inner), start), (*inner.shape[:start], *sizes, *inner.shape[stop:]))
         terms.append(
-            _mapped_again(
-                atom, term, None if position is None else position + (moved if position >= stop else 0), shape
-            )
+            mapped_again(atom, term, None if position is None else position + (moved if position >= stop else 0), shape)
         )
     return forms.collect(shape, terms)
 
 
-def _bare(form: Form, term: forms.Term, busy: range | list[int]) -> tuple[Form, int | None] | None:
+def unmapped(form: Form, term: forms.Term, busy: range | list[int]) -> tuple[Form, int | None] | None:
     """`term` without its map, as a form, and the axis on which the map acts; None where that axis is `busy` or cut."""
     if term.axis is None:
         inner = forms.Term(term.atom, term.view, None, forms.IDENTITY)
@@ -687,7 +642,7 @@ def _bare(form: Form, term: forms.Term, busy: range | list[int]) -> tuple[Form, 
     return Form((*form.shape[:position], size, *form.shape[position + 1 :]), (inner,)), position
 
 
-def _mapped_again(atom: forms.Atom, term: forms.Term, position: int | None, shape: Shape) -> forms.Term:
+def mapped_again(atom: forms.Atom, term: forms.Term, position: int | None, shape: Shape) -> forms.Term:
     """`atom` with the map of `term` on its axis `position`."""
     axes = list(forms.identity_view(atom).axes)
     if position is not None:
@@ -718,7 +673,7 @@ def reduce(walk, node, operands):
         result = walk.mapped(form, -1, Mean(size))
         result = result if mean else forms.scaled(result, Scalar(float(size)))
     else:
-        result = _reduced_elsewhere(walk, form, axes, mean)
+        result = reduced_elsewhere(walk, form, axes, mean)
         if result is None:
             return None
     if keep:
@@ -726,7 +681,7 @@ def reduce(walk, node, operands):
     return forms.reshape(result, tuple(n for axis, n in enumerate(result.shape) if axis not in axes))
 
 
-def _reduced_elsewhere(walk: Walk, form: Form, axes: list[int], mean: bool) -> Form | None:
+def reduced_elsewhere(walk: Walk, form: Form, axes: list[int], mean: bool) -> Form | None:
     """A mean or sum over axes on which no map acts: it goes inside, to the atoms, and the maps stay outside."""
     shape = tuple(ONE if axis in axes else n for axis, n in enumerate(form.shape))
     count = product(form.shape[axis] for axis in axes)
@@ -738,13 +693,13 @@ def _reduced_elsewhere(walk: Walk, form: Form, axes: list[int], mean: bool) -> F
             part = Form(shape, (term,))
             parts.append(part if mean else forms.scaled(part, Scalar(float(count.constant or 0))))
             continue
-        bare = _bare(form, term, axes)
-        if bare is None:
+        found = unmapped(form, term, axes)
+        if found is None:
             return None
-        inner, position = bare
+        inner, position = found
         reduced = tuple(ONE if axis in axes else n for axis, n in enumerate(inner.shape))
         atom = walk.atom(("mean" if mean else "sum", walk.intern(inner), tuple(axes)), reduced)
-        parts.append(Form(shape, (_mapped_again(atom, term, position, shape),)))
+        parts.append(Form(shape, (mapped_again(atom, term, position, shape),)))
     return forms.collect(shape, (term for part in parts for term in part.terms))
 
 

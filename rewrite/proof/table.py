@@ -7,11 +7,11 @@ whatever is computed from it has no counterpart either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewrite.proof.chains import shipped
+from rewrite.proof.chains import Chain, shipped
 from rewrite.proof.constants import Constant, sources
 from rewrite.proof.demands import SHIPPED, Demand, conflict
 from rewrite.proof.dimensions import Shape
@@ -114,6 +114,7 @@ class Table:
         if rewritten.skeleton != original.skeleton:
             return Mismatch("values are sums of different nonlinear results")
         total = Match()
+        left: list[tuple[Sequence[Chain], Sequence[Chain], int | None]] = []
         for ours, theirs in _pairs(rewritten, original):
             term = ours or theirs
             if term is None:
@@ -125,9 +126,16 @@ class Table:
             size = term.atom.shape[axis].constant if axis is not None else None
             mine, known = ours.chains if ours else (), theirs.chains if theirs else ()
             outcome = self.comparer.compare(mine, known, size)
-            if isinstance(outcome, Mismatch) and term.atom.key == ("one",) and total.solutions:
-                # A shift that a solved matrix carries on is carried on by its exact value.
-                outcome = self.comparer.compare(substituted(mine, dict(total.solutions)), known, size)
+            if isinstance(outcome, Match):
+                total = total + outcome
+            elif term.atom.key[0] in ("one", "sampled"):
+                left.append((mine, known, size))
+            else:
+                return outcome
+        for mine, known, size in left:
+            # A shift that a solved matrix carries on is carried on by its exact value.
+            carried = substituted(mine, dict(total.solutions)) if total.solutions else mine
+            outcome = self.comparer.compare(carried, known, size)
             if isinstance(outcome, Mismatch):
                 return outcome
             total = total + outcome

@@ -13,11 +13,11 @@ import onnx_ir as ir
 
 from rewrite.proof import forms, inference, layouts, reduction, rotary, rows, symmetry
 from rewrite.proof.chains import SINGLE_ULP, Centre, Chain, Exact, Factor, Matrix, Mean, Scalar, Spread
-from rewrite.proof.constants import Array, Constant, Stored, reshaped
+from rewrite.proof.constants import Array, Constant, Expanded, Stored, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
 from rewrite.proof.products import Match, spacing_of_one
-from rewrite.proof.rules import LARGEST_SIGNS, RULES, integers
+from rewrite.proof.rules import LARGEST_SIGNS, RULES, ends_in_constants, integers
 from rewrite.proof.shapes import result_shape
 from rewrite.proof.table import Table
 from rewrite.proof.transforms import Hadamard, Repeated, Selection, Shift, Signs, Step, Transform
@@ -142,9 +142,11 @@ class Walk:
                 name = output.name or ""
                 if name in self.relations:
                     self.related[name] = self._relate(name, self.relations[name])
-                elif symmetry.holds_exact(value := self.values.get(name)) or (self._fewer and isinstance(value, Form)):
-                    # A basis was left, or channels are gone: what then equals its namesake is that, and no product of
-                    # shipped constants.
+                elif isinstance(value := self.values.get(name), Form) and (
+                    self._fewer or symmetry.holds_exact(value) or ends_in_constants(value)
+                ):
+                    # What equals its namesake is that from here on, and no product of shipped constants: of two of
+                    # them in a row neither could be adjusted.
                     self._relate(name, Relation(name, ()))
 
     def _results(self, node: ir.Node) -> Sequence[Value]:
@@ -393,6 +395,8 @@ class Walk:
 
     def _constant_form(self, constant: Constant) -> Form:
         shape = tuple(Dim.of(n) for n in constant.shape)
+        if isinstance(constant, Expanded):
+            return forms.widened(self._constant_form(constant.inner), shape)
         if constant.kind != "f":
             return form_of(self.atom(self.table.constant_number(constant, self.node), shape, constant.type))
         if 1 < constant.size <= SMALL and not constant.whole().any():

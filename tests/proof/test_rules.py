@@ -160,6 +160,22 @@ CASES: dict[tuple[str, str], Case] = {
             "k2": numbers(3, 2, 2, 2) * np.float32([2, 0.5, 4]).reshape(3, 1, 1, 1),
         },
     ),
+    ("", "ConvTranspose"): Case(
+        "float[B,2,4,4] x", "a = ConvTranspose<strides=[2,2]>(x, k, b) y = Mul(a, s)", "y = ConvTranspose<strides=[2,2]>(x, k2, b2)",
+        "y = ConvTranspose<strides=[2,2]>(x, k2, b)",
+        {
+            "k": numbers(2, 3, 2, 2), "b": V[:3], "s": np.float32([2, 0.5, 4]).reshape(3, 1, 1), "b2": V[:3] * np.float32([2, 0.5, 4]),
+            "k2": numbers(2, 3, 2, 2) * np.float32([2, 0.5, 4]).reshape(1, 3, 1, 1),
+        },
+    ),
+    ("", "AveragePool"): Case(
+        "float[B,2,4,4] x", "y = AveragePool<kernel_shape=[2,2]>(x)", "y = Conv<group=2>(x, k)", "y = Conv<group=2, pads=[0,0,0,0]>(x, k3)",
+        {"k": np.full((2, 1, 2, 2), 0.25, np.float32), "k3": np.full((2, 1, 2, 2), 0.5, np.float32)},
+    ),
+    ("", "GlobalAveragePool"): Case(
+        "float[B,2,4,4] x", "y = GlobalAveragePool(x)", "y = ReduceMean(x, a)", "y = ReduceMean(x, c)",
+        {"a": np.array([2, 3]), "c": np.array([1, 3])},
+    ),
     ("", "Gather"): Case(
         "int64[B] i", "e = Gather(t, i) y = MatMul(e, w)", "y = Gather(p, i)", "y = Gather(t, i)",
         {"t": numbers(12, 4), "w": W, "p": (numbers(12, 4).astype(np.float64) @ W).astype(np.float32)}, FLOAT32,
@@ -346,7 +362,8 @@ def test_an_identity_is_proved_from_the_other_side(rule: tuple[str, str]) -> Non
     """Constants that cannot be solved for in the operator's own form leave it unknown, never wrong."""
     case = CASES[rule]
     verdict = prove(built(case, case.right), built(case, case.original)).verdict
-    one_way = {("", "MatMul"), ("", "BatchNormalization"), ("", "Gather"), ("", "Conv"), ("", "Mul")}
+    one_way = {("", "Mul"), ("", "MatMul"), ("", "BatchNormalization"), ("", "Gather"), ("", "Conv")}
+    one_way |= {("", "ConvTranspose"), ("", "AveragePool")}
     assert verdict.holds or rule in one_way, str(verdict)
 
 
