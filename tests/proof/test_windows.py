@@ -445,3 +445,30 @@ def test_a_wrong_pair_is_not(name: str) -> None:
     assert apart(WRONG[name]) > ROUNDING, "the witness shows no difference"
     verdict = prove(*both(WRONG[name])).verdict
     assert not verdict.holds, f"{verdict} for a pair that computes different functions"
+
+
+def places(x: np.ndarray, sample: Sample) -> np.ndarray:
+    size = sample.size.constant or 0
+    wanted = [divmod(sample.start + sample.step * i, sample.divisor) for i in range(size)]
+    return np.array([x[place] if not rest and 0 <= place < len(x) else 0.0 for place, rest in wanted])
+
+
+def test_places_of_places_are_what_they_say() -> None:
+    draw, composed = np.random.default_rng(0), 0
+    for _ in range(4000):
+        extent = int(draw.integers(1, 7))
+        inner, outer = (
+            Sample(int(draw.integers(-4, 5)), int(draw.integers(1, 4)), int(draw.choice([1, 1, 2, 3])), Dim.of(int(n)))
+            for n in draw.integers(1, 8, 2)
+        )
+        x = draw.normal(size=extent)
+        between = places(x, inner)
+        if inner.within(Dim.of(extent)):
+            assert between.all()
+        joint = outer.of(inner, Dim.of(extent))
+        if joint is not None:
+            composed += 1
+            assert np.array_equal(places(between, outer), places(x, joint))
+        if outer.everything(inner.size):
+            assert np.array_equal(places(between, outer), between)
+    assert composed > 200
