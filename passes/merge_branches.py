@@ -46,7 +46,7 @@ from rewrite.basis.affine_chains import (
 )
 from rewrite.basis.regions import Use
 from rewrite.basis.stencils import PASS, Stencil, pads, total, transposed
-from rewrite.ir.constants import is_constant, numbers
+from rewrite.ir.constants import is_constant, numbers, uniform
 from rewrite.ir.edit import is_operator, only_use, same_shape, shape_of
 from rewrite.ir.program import Program
 from rewrite.rule import Breach, Change, Pass, Requirement, Site
@@ -426,12 +426,13 @@ def write(
 ) -> ir.Value:
     """Write a stencil as the operator of a kind on `value`: a Conv, or a MatMul and an Add where it shifts.
 
-    Its constants are recorded as made from those in `uses`: from the largest kernel or matrix, and the first bias.
+    Its constants are recorded as made from those in `uses`: the largest kernel or matrix, and its bias or the first.
     `like` has the result's shape and type.
     """
     edit = change.editor
     main = max((use for use in uses if _is_weight(use)), key=lambda use: elements(use.value))
-    old = next((use.value for use in uses if _is_bias(use)), None)
+    shifts = sorted((use for use in uses if _is_bias(use)), key=lambda use: use.node is not main.node)
+    old = shifts[0].value if shifts else None
     bias: ir.Value | None = None
     if stencil.bias is not None and like.dtype is not None:
         bias = old if old is not None else edit.initializer(f"{name}.bias", stencil.bias, like.dtype)
@@ -470,5 +471,7 @@ def _is_weight(use: Use) -> bool:
 
 
 def _is_bias(use: Use) -> bool:
-    """Whether a constant is added, and not multiplied with."""
+    """Whether a constant is added, and is not the zeros that an exporter gives to all who have no bias."""
+    if uniform(use.value) == 0.0:
+        return False
     return is_operator(use.node, *SUMS) or (is_operator(use.node, "Conv", "BatchNormalization") and use.position == 2)

@@ -258,6 +258,10 @@ def _convolution(node: ir.Node) -> Link | None:
     if isinstance(window, str):
         return _faulty(node, Kind.KERNEL, Cause.NOT_AFFINE, window)
     group, constants = node.attributes.get_int("group", 1), [Use(node, 1, 0)]
+    made = weight.shape[0]
+    if made % group or (bias is not None and shape_of(bias) != (made,)):
+        reason = f"its kernel {weight.shape}, bias {shape_of(bias)} and {group} groups do not fit each other"
+        return _faulty(node, Kind.KERNEL, Cause.NOT_AFFINE, reason)
     shift: Weight | None = None
     if bias is not None:
         constants.append(Use(node, 2, 0))
