@@ -41,7 +41,7 @@ from rewrite.basis.affine_chains import (
     shared,
     stencil_of,
 )
-from rewrite.basis.stencils import PASS, Stencil, behind
+from rewrite.basis.stencils import PASS, Stencil, behind, total
 from rewrite.ir.edit import is_operator, only_use, shape_of
 from rewrite.ir.program import Program
 from rewrite.ir.weights import Reshape
@@ -79,6 +79,11 @@ class Pair(Site):
     @cached_property
     def stencil(self) -> Stencil | Fault:
         """Both as one."""
+        made = self._made()
+        # Where rows are cut off, as no padding of a convolution can, zeros of its kernel do.
+        return made if isinstance(made, Fault) else total([made])
+
+    def _made(self) -> Stencil | Fault:
         if self.layout is None:
             return _stencil(self.links)
         second, first = _stencil(self.links[: self.layout]), _stencil(self.links[self.layout + 1 :])

@@ -430,7 +430,8 @@ def write(
     `like` has the result's shape and type.
     """
     edit = change.editor
-    main = max((use for use in uses if _is_weight(use)), key=lambda use: elements(use.value))
+    # Of two of one size the one that is replaced, where the other stays for somebody else.
+    main = max((use for use in uses if _is_weight(use)), key=lambda use: (elements(use.value), -len(use.value.uses())))
     shifts = sorted((use for use in uses if _is_bias(use)), key=lambda use: use.node is not main.node)
     old = shifts[0].value if shifts else None
     bias: ir.Value | None = None

@@ -230,7 +230,10 @@ def test_sizes_that_are_not_static() -> None:
 def test_a_shared_matrix_is_copied_if_asked_to() -> None:
     text = """
     tied (float[N, 3, 8] x, float[8, 8] w, float[8, 8] v) => (float[N, 3, 8] y, float[N, 3, 8] z)
-    { h = MatMul (x, w) p = MatMul (x, v) y = Add (h, p) r = Relu (x) z = MatMul (r, w) }"""
+    {
+        h = MatMul (x, w) p = MatMul (x, v) y = Add (h, p)
+        r = Relu (x) s = MatMul (r, w) t = Tanh (s) z = MatMul (t, v)
+    }"""
     before = network(text)
     _, (refused,) = merged(before, MergeBranches())
     assert isinstance(refused, Refused)
@@ -355,23 +358,23 @@ class LowRank(nn.Module):
 def blocks(size: int = 6) -> nn.Module:
     """RepVGG, ACNet, DBB and MobileOne blocks, and a linear layer with an adapter, with activations between."""
 
-    def conv(kernel: int | tuple[int, int], **options: int) -> nn.Module:
-        pads = kernel // 2 if isinstance(kernel, int) else tuple(k // 2 for k in kernel)
-        return nn.Conv2d(size, size, kernel, padding=pads, bias=False, **options)
+    def conv(high: int, wide: int, groups: int = 1) -> nn.Module:
+        pads = (high // 2, wide // 2)
+        return nn.Conv2d(size, size, (high, wide), padding=pads, groups=groups, bias=False)
 
     def depthwise(kernel: int) -> nn.Module:
-        return normed(conv(kernel, groups=size), channels=size)
+        return normed(conv(kernel, kernel, size), channels=size)
 
     return nn.Sequential(
-        Parallel(normed(conv(3), channels=size), normed(conv(1), channels=size), normed(channels=size)),
+        Parallel(normed(conv(3, 3), channels=size), normed(conv(1, 1), channels=size), normed(channels=size)),
         nn.ReLU(),
-        Parallel(*(normed(conv(kernel), channels=size) for kernel in ((3, 3), (1, 3), (3, 1)))),
+        Parallel(*(normed(conv(*kernel), channels=size) for kernel in ((3, 3), (1, 3), (3, 1)))),
         nn.ReLU(),
         Parallel(
-            normed(conv(3), channels=size),
-            normed(conv(1), channels=size),
-            normed(conv(1), conv(3), channels=size),
-            normed(conv(1), nn.AvgPool2d(3, 1, 1), channels=size),
+            normed(conv(3, 3), channels=size),
+            normed(conv(1, 1), channels=size),
+            normed(conv(1, 1), conv(3, 3), channels=size),
+            normed(conv(1, 1), nn.AvgPool2d(3, 1, 1), channels=size),
         ),
         nn.ReLU(),
         Parallel(depthwise(3), depthwise(3), depthwise(3), depthwise(1), normed(channels=size)),
