@@ -411,7 +411,12 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
                 terms.append(term)
                 continue
             if term.atom.key != ("one",) or term.axis is not None:
-                return None
+                single = _single_axis(term) if size_in == 1 else None
+                new = None if single is None else term.mapped(axis, factor, single, Dim.of(size_out))
+                if new is None:
+                    return None
+                terms.append(new)
+                continue
             chains = tuple(new for c in term.chains if (s := c.then(Spread(size_in))) and (new := s.then(factor)))
             axes = list(term.view.axes)
             axes[axis] = (Piece(0, ONE, Dim.of(size_out)),)
@@ -433,6 +438,13 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
             terms.append(new)
     shape = (*form.shape[:axis], Dim.of(size_out), *form.shape[axis + 1 :])
     return collect(shape, terms)
+
+
+def _single_axis(term: Term) -> int | None:
+    """An axis of the atom that has one entry, on which a map of one channel to many acts; None where there is none."""
+    if term.axis is not None:
+        return None
+    return next((axis for axis, size in enumerate(term.atom.shape) if size == ONE), None)
 
 
 def _last_alone(term: Term, axis: int) -> Term:

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from rewrite.proof import forms, inference, layouts, reduction, rotary, rows, symmetry
-from rewrite.proof.chains import SINGLE_ULP, Centre, Chain, Exact, Factor, Matrix, Mean, Scalar, Spread
+from rewrite.proof.chains import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Factor, Matrix, Mean, Scalar, Spread
 from rewrite.proof.constants import Array, Constant, Expanded, Stored, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
@@ -315,6 +315,8 @@ class Walk:
 
     def mapped(self, form: Form, axis: int, factor: Factor) -> Form:
         """`form` followed by `factor`; where its own maps are in the way, they are closed off into an atom first."""
+        if isinstance(factor, Matrix | Diagonal) and factor.constant.size == 1:
+            return forms.scaled(form, self.number(factor.constant))
         result = forms.mapped(form, axis, factor)
         if result is not None:
             return result

@@ -384,6 +384,15 @@ WRONG["two changed kernels, one of them wrong"] = (
     "n = Conv(x, k2, t) f = Conv(n, e) y = Relu(f)",
     INVERTED,
 )
+GREY = {"k": normal(4, 1, 3, 3), "b": normal(4), **NORM, "one": normal(1, 4), "m": normal(4, 1), "v": normal(4, 1)}
+GREY["k2"], GREY["b2"] = single(column(A, 4) * GREY["k"]), single(A * GREY["b"] + T)
+RIGHT["a norm behind a convolution of one channel"] = ("float[B,1,6,6] x", "c = Conv(x, k, b) y = BatchNormalization(c, g, be, mu, va)", "y = Conv(x, k2, b2)", GREY)
+WRONG["a norm behind a convolution of one channel, without its shift"] = ("float[B,1,6,6] x", "c = Conv(x, k, b) y = BatchNormalization(c, g, be, mu, va)", "y = Conv(x, k2, b)", GREY)
+GREY["m2"] = single(wide(GREY["m"]) @ wide(GREY["one"]))
+GREY["m3"] = single(wide(GREY["v"]) @ wide(GREY["one"]))
+RIGHT["many channels to one to many"] = ("float[B,4] x", "h = MatMul(x, m) y = MatMul(h, one)", "y = MatMul(x, m2)", GREY)
+WRONG["many channels to one to many, by another"] = ("float[B,4] x", "h = MatMul(x, m) y = MatMul(h, one)", "y = MatMul(x, m3)", GREY)
+RIGHT["one channel to many"] = ("float[B,S,1] x", "t = Tanh(x) h = MatMul(t, one) d = Mul(h, g) y = Relu(d)", "t = Tanh(x) d = MatMul(t, o2) y = Relu(d)", {**GREY, "o2": single(wide(GREY["one"]) * GAMMA)})
 PARTS = {"p": normal(4, 3), "s": normal(1, 3), "n": np.array([4, 3])}
 PARTS["w"] = single(wide(PARTS["p"]) * PARTS["s"])
 RIGHT["a matrix times a vector that is repeated"] = (
