@@ -114,17 +114,26 @@ def columns_of(constant: Constant) -> tuple[tuple[Any, ...], np.ndarray] | None:
 
 
 def _disjoint(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """Whether two layouts of one tensor hold different entries: slices of the tensor itself that do not meet."""
+    """Whether two layouts of one tensor hold different entries: slices of one arrangement of it that do not meet."""
     mine, theirs = _slice_of(a), _slice_of(b)
     return (
         mine is not None
         and theirs is not None
-        and any(x1 <= y0 or y1 <= x0 for (x0, x1), (y0, y1) in zip(mine, theirs))
+        and mine[0] == theirs[0]
+        and any(x1 <= y0 or y1 <= x0 for (x0, x1), (y0, y1) in zip(mine[1], theirs[1]))
     )
 
 
-def _slice_of(layout: tuple[Any, ...]) -> tuple[tuple[int, int], ...] | None:
-    """The slice of the stored tensor that a layout's entries come from; what is around it loses none of them."""
+def _slice_of(layout: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[tuple[int, int], ...]] | None:
+    """What a layout's entries are a slice of, all of the stored tensor in some order, and which slice.
+
+    What is around the slice loses none of them.
+    """
     while layout and layout[0] in ("permuted", "reshaped", "grouped"):
         layout = layout[2]
-    return layout[1] if layout and layout[0] == "sliced" and layout[2][0] == "stored" else None
+    if not layout or layout[0] != "sliced":
+        return None
+    inner = whole = layout[2]
+    while inner[0] in ("permuted", "reshaped"):
+        inner = inner[2]
+    return (whole, layout[1]) if inner[0] == "stored" else None

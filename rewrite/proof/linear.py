@@ -296,6 +296,9 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     demand = Demand(stored.name if stored else "", layout, value, columns)
     alone = len(rewritten) == len(original) == 1 and len(rewritten[0].factors) == 1
     solutions = ((rewritten[0].factors[0].key, original[0]),) if alone else ()
+    if reported == 0.0:
+        # Nothing is to be adjusted: what was shipped is what is asked for.
+        return Match(0.0, frozenset(d for chain in rewritten for d in shipped(chain.factors)), solutions)
     return Match(reported, shipped(others) | {demand}, solutions)
 
 

@@ -65,9 +65,11 @@ class Block:
 
     def scaled(self, factor: np.ndarray | float) -> Block:
         magnitude = None if self.summed is None and self.terms is None else np.abs(factor)
+        # A row of ones, of which a diagonal is made, rounds nothing.
+        ones = magnitude is None and self.roundings == 0 and len(self.value) == 1 and bool((self.value == 1.0).all())
         return Block(
             self.value * factor,
-            self.roundings + 1,
+            self.roundings + (not ones),
             None if self.summed is None else self.summed * magnitude,
             None if self.terms is None else self.terms * magnitude,
         )
