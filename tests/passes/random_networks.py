@@ -23,6 +23,8 @@ from rewrite.passes import (
     EliminateDeadChannels,
     Equalize,
     FoldNorm,
+    MergeAffine,
+    MergeBranches,
     MergeDuplicateChannels,
     ReparameterizeNormScale,
     RotateHeads,
@@ -379,6 +381,8 @@ OPTIONS: dict[type, st.SearchStrategy[Pass[Any]]] = {
     Equalize: st.builds(Equalize, powers_of_two=st.booleans()),
     StabilizeNorm: st.builds(StabilizeNorm, scale=st.sampled_from([None, 0.25, 2.0**-7]), untie=st.booleans()),
     EliminateDeadChannels: st.builds(EliminateDeadChannels, multiple=st.sampled_from([1, 2])),
+    MergeAffine: st.builds(MergeAffine, untie=st.booleans()),
+    MergeBranches: st.builds(MergeBranches, untie=st.booleans()),
     MergeDuplicateChannels: st.builds(MergeDuplicateChannels, multiple=st.sampled_from([1, 2])),
     CenterResidual: st.builds(
         CenterResidual, norms_per_copy=st.sampled_from([0, 2]), centring_ns=st.sampled_from([0.01, 1000.0, 1e6])

@@ -7,139 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_checks import merged, whatever_it_costs
+from merge_networks import PAIR_WEIGHTS, PAIRS
 from networks import network, operators
 
 from rewrite.ir.constants import weight_behind
 from rewrite.passes import MergeAffine
 from rewrite.rule import Applied, Refused
 
-PAIRS = {
-    "linears with biases": (
-        """linears (float[N, 3, 8] x, float[8, 6] w, float[6] b, float[6, 12] w2, float[12] b2, float[12, 5] w3)
-            => (float[N, 3, 5] y)
-        { h = MatMul (x, w) hb = Add (h, b) r = MatMul (hb, w2) rb = Add (b2, r) y = MatMul (rb, w3) }""",
-        ["MatMul", "Add"],
-    ),
-    "arithmetic between": (
-        """between (float[N, 3, 8] x, float[8, 6] w, float[6] s, float[6] t, float[6, 5] v) => (float[N, 3, 5] y)
-        {
-            two = Constant <value_float = 2.0> ()
-            h = MatMul (x, w) a = Mul (s, h) b = Sub (t, a) c = Neg (b) d = Div (c, two) e = Sub (d, two)
-            y = MatMul (e, v)
-        }""",
-        ["MatMul", "Add"],
-    ),
-    "3×3 before 1×1": (
-        """wide (float[N, 3, 8, 9] x, float[6, 3, 3, 3] k, float[6] b, float[4, 6, 1, 1] l, float[4] c)
-            => (float[N, 4, 4, 5] y)
-        {
-            h = Conv <kernel_shape = [3, 3], pads = [1, 2, 1, 0]> (x, k, b)
-            y = Conv <kernel_shape = [1, 1], strides = [2, 2]> (h, l, c)
-        }""",
-        ["Conv"],
-    ),
-    "1×1 before padded 3×3": (
-        """late (float[N, 3, 8, 9] x, float[6, 3, 1, 1] k, float[6] g, float[6] z, float[6] m, float[6] v,
-                 float[4, 6, 3, 3] l, float[4] c) => (float[N, 4, 8, 9] y)
-        {
-            h = Conv <kernel_shape = [1, 1]> (x, k)
-            n = BatchNormalization <epsilon = 0.0> (h, g, z, m, v)
-            y = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (n, l, c)
-        }""",
-        ["Conv"],
-    ),
-    "1×1 with a bias before 3×3 without padding": (
-        """valid (float[N, 3, 8, 9] x, float[6, 3, 1, 1] k, float[6] b, float[4, 6, 3, 3] l, float[4] c)
-            => (float[N, 4, 6, 7] y)
-        { h = Conv <kernel_shape = [1, 1]> (x, k, b) y = Conv <kernel_shape = [3, 3]> (h, l, c) }""",
-        ["Conv"],
-    ),
-    "1×1 before an average pool": (
-        """pooled (float[N, 3, 8, 9] x, float[6, 3, 1, 1] k, float[6] b) => (float[N, 6, 6, 7] y)
-        { h = Conv <kernel_shape = [1, 1]> (x, k, b) y = AveragePool <kernel_shape = [3, 3]> (h) }""",
-        ["Conv"],
-    ),
-    "zero padding between": (
-        """padded (float[N, 3, 8, 9] x, float[6, 3, 1, 1] k, float[4, 6, 3, 3] l) => (float[N, 4, 9, 8] y)
-        {
-            h = Conv <kernel_shape = [1, 1]> (x, k)
-            amounts = Constant <value_ints = [2, 0, 1, 1]> ()
-            axes = Constant <value_ints = [-2, 3]> ()
-            p = Pad (h, amounts, , axes)
-            y = Conv <kernel_shape = [3, 3]> (p, l)
-        }""",
-        ["Conv"],
-    ),
-    "a crop between": (
-        """cropped (float[N, 3, 8] x, float[6, 3, 3] k, float[6] b, float[4, 6, 1] l) => (float[N, 4, 5] y)
-        {
-            h = Conv <kernel_shape = [3], pads = [1, 1]> (x, k, b)
-            amounts = Constant <value_ints = [0, 0, -2, 0, 0, -1]> ()
-            p = Pad (h, amounts)
-            y = Conv <kernel_shape = [1]> (p, l)
-        }""",
-        ["Conv"],
-    ),
-    "groups": (
-        """groups (float[N, 8, 20] x, float[12, 4, 1] k, float[12] b, float[12] f, float[4, 6, 3] l)
-            => (float[N, 4, 18] y)
-        {
-            h = Conv <kernel_shape = [1], group = 2> (x, k, b)
-            n = BatchNormalization (h, f, f, b, f)
-            y = Conv <kernel_shape = [3], group = 2> (n, l)
-        }""",
-        ["Conv"],
-    ),
-    "fewer groups": (
-        """fewer (float[N, 8, 20] x, float[12, 2, 1] k, float[12] b, float[4, 6, 3] l) => (float[N, 4, 18] y)
-        { h = Conv <kernel_shape = [1], group = 4> (x, k, b) y = Conv <kernel_shape = [3], group = 2> (h, l) }""",
-        ["Conv"],
-    ),
-    "a matrix, a Transpose and 1×1": (
-        """moved (float[N, 5, 8] x, float[8, 6] w, float[6] b, float[4, 6, 1] l, float[4] c) => (float[N, 4, 5] y)
-        {
-            h = MatMul (x, w) hb = Add (h, b)
-            t = Transpose <perm = [0, 2, 1]> (hb)
-            y = Conv <kernel_shape = [1]> (t, l, c)
-        }""",
-        ["MatMul", "Add", "Transpose"],
-    ),
-    "a kernel, a Transpose and a matrix": (
-        """moved (float[N, 3, 8, 9] x, float[6, 3, 3, 3] k, float[6] b, float[6] f, float[6, 5] l, float[5] c)
-            => (float[N, 4, 5, 5] y)
-        {
-            h = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (x, k, b)
-            n = BatchNormalization (h, f, f, b, f)
-            t = Transpose <perm = [0, 2, 3, 1]> (n)
-            m = Mul (t, f)
-            p = MatMul (m, l)
-            y = Add (p, c)
-        }""",
-        ["Conv", "Transpose"],
-    ),
-    "three, one through a Transpose": (
-        """three (float[N, 5, 8] x, float[8, 9] u, float[9, 6] w, float[6] b, float[4, 6, 1] l) => (float[N, 4, 5] y)
-        {
-            a = MatMul (x, u) h = MatMul (a, w) hb = Add (h, b)
-            t = Transpose <perm = [0, 2, 1]> (hb)
-            y = Conv <kernel_shape = [1]> (t, l)
-        }""",
-        ["MatMul", "Add", "Transpose"],
-    ),
-}
-
-WEIGHTS = {
-    "groups": {"f": np.linspace(0.5, 2.0, 12)},
-    "a kernel, a Transpose and a matrix": {"f": np.linspace(0.5, 2.0, 6)},
-    # A norm that shifts nothing: β = 0 and μ = 0.
-    "1×1 before padded 3×3": {"v": np.linspace(0.5, 2.0, 6), "z": np.zeros(6), "m": np.zeros(6)},
-}
-
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_becomes_one_operator(name: str) -> None:
     text, expected = PAIRS[name]
-    after, outcomes = merged(network(text, **WEIGHTS.get(name, {})), MergeAffine())
+    after, outcomes = merged(network(text, **PAIR_WEIGHTS.get(name, {})), MergeAffine())
     assert all(isinstance(outcome, Applied) for outcome in outcomes)
     assert [operator for operator in operators(after) if operator != "Constant"] == expected
 

@@ -9,6 +9,7 @@ from families import perturb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_checks import merged, whatever_it_costs
+from merge_networks import BLOCKS
 from networks import difference, network, operators
 from torch import nn
 
@@ -19,115 +20,6 @@ from rewrite.ir.constants import weight_behind
 from rewrite.ir.program import Program
 from rewrite.passes import MergeAffine, MergeBranches
 from rewrite.rule import Applied, Refused, apply_pass
-
-REPVGG = """
-repvgg (float[N, 4, 6, 7] x, float[4, 4, 3, 3] k3, float[4] b3, float[4, 4, 1, 1] k1, float[4] g1, float[4] c1,
-        float[4] m1, float[4] v1, float[4] g, float[4] c, float[4] m, float[4] v) => (float[N, 4, 6, 7] y)
-{
-    d = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, k3, b3)
-    p = Conv <kernel_shape = [1, 1]> (x, k1)
-    pn = BatchNormalization (p, g1, c1, m1, v1)
-    n = BatchNormalization (x, g, c, m, v)
-    s = Add (d, pn)
-    t = Add (n, s)
-    y = Relu (t)
-}
-"""
-
-ACNET = """
-acnet (float[N, 3, 6, 7] x, float[5, 3, 3, 3] k3, float[5] b3, float[5, 3, 1, 3] kh, float[5, 3, 3, 1] kv, float[5] bv)
-    => (float[N, 5, 3, 4] y)
-{
-    d = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (x, k3, b3)
-    h = Conv <kernel_shape = [1, 3], pads = [0, 1, 0, 1], strides = [2, 2]> (x, kh)
-    v = Conv <kernel_shape = [3, 1], auto_pad = "SAME_LOWER", strides = [2, 2]> (x, kv, bv)
-    s = Sub (d, h)
-    y = Sum (s, v)
-}
-"""
-
-DBB = """
-dbb (float[N, 4, 8, 8] x, float[6, 4, 3, 3] k, float[6] kb, float[6, 4, 1, 1] o, float[6] ob, float[6, 6, 3, 3] l,
-     float[6, 4, 1, 1] q, float[3, 4, 1, 1] narrow, float[6, 3, 3, 3] wide, float[6] wb, float[6] g)
-    => (float[N, 6, 6, 6] y)
-{
-    a = Conv <kernel_shape = [3, 3]> (x, k, kb)
-    b1 = Conv <kernel_shape = [1, 1]> (x, o, ob)
-    b2 = BatchNormalization (b1, g, ob, kb, g)
-    b = Conv <kernel_shape = [3, 3]> (b2, l)
-    c1 = Conv <kernel_shape = [1, 1]> (x, q, wb)
-    c = AveragePool <kernel_shape = [3, 3]> (c1)
-    d1 = Conv <kernel_shape = [1, 1]> (x, narrow)
-    d = Conv <kernel_shape = [3, 3]> (d1, wide, wb)
-    y = Sum (a, b, c, d)
-}
-"""
-
-MOBILEONE = """
-mobileone (float[N, 4, 9] x, float[4, 1, 3] k, float[4, 1, 3] l, float[4] bl, float[4, 1, 1] o, float[4] g, float[4] c,
-           float[4] m, float[4] v, float[4, 2, 3] halves, float[4, 1] f) => (float[N, 4, 9] y)
-{
-    a = Conv <kernel_shape = [3], pads = [1, 1], group = 4> (x, k)
-    b = Conv <kernel_shape = [3], pads = [2, 2], dilations = [2], group = 4> (x, l, bl)
-    e = Conv <kernel_shape = [1], group = 4> (x, o)
-    n = BatchNormalization (x, g, c, m, v)
-    i = AveragePool <kernel_shape = [3], pads = [1, 1], count_include_pad = 1> (x)
-    j = Mul (i, f)
-    h = Conv <kernel_shape = [3], pads = [1, 1], group = 2> (x, halves)
-    y = Sum (a, b, e, n, j, f, h)
-}
-"""
-
-CUBES = """
-cubes (float[N, 2, 5, 4, 6] x, float[2, 2, 3, 3, 3] k, float[2, 2, 1, 1, 1] p, float[2, 2, 3, 1, 1] t)
-    => (float[N, 2, 5, 4, 6] y)
-{
-    a = Conv <kernel_shape = [3, 3, 3], pads = [1, 1, 1, 1, 1, 1]> (x, k)
-    b = Conv (x, p)
-    c = Conv <auto_pad = "SAME_UPPER"> (x, t)
-    s = Add (a, x)
-    u = Add (b, c)
-    y = Sub (s, u)
-}
-"""
-
-LORA = """
-lora (float[N, 3, 16] x, float[16, 12] w, float[12] b, float[16, 2] a, float[2, 12] u, float[1] s)
-    => (float[N, 3, 12] y)
-{
-    h = MatMul (x, w)
-    hb = Add (h, b)
-    r = MatMul (x, a)
-    o = MatMul (r, u)
-    q = Mul (o, s)
-    y = Add (hb, q)
-}
-"""
-
-PARALLEL = """
-parallel (float[N, 3, 8] x, float[N, 3, 8] z, float[8, 8] w, float[8] b, float[8, 8] w2, float[8] b2)
-    => (float[N, 3, 8] y)
-{
-    h = MatMul (x, w)
-    hb = Add (h, b)
-    r = MatMul (x, w2)
-    rb = Add (b2, r)
-    q = Sub (z, hb)
-    t = Add (q, rb)
-    u = Sub (t, x)
-    y = Tanh (u)
-}
-"""
-
-BLOCKS = {
-    "repvgg": (REPVGG, ["Conv", "Relu"], {"v": [0.5, 1.0, 2.0, 3.0], "v1": [0.3, 1.0, 2.0, 0.7]}),
-    "acnet": (ACNET, ["Conv"], {}),
-    "dbb": (DBB, ["Conv"], {"g": [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]}),
-    "mobileone": (MOBILEONE, ["Conv"], {"v": [0.5, 1.0, 2.0, 3.0]}),
-    "cubes": (CUBES, ["Conv"], {}),
-    "lora": (LORA, ["MatMul", "Add"], {}),
-    "parallel linears": (PARALLEL, ["MatMul", "Add", "Add", "Tanh"], {}),
-}
 
 
 def block(name: str) -> Program:

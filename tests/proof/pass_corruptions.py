@@ -29,9 +29,14 @@ from rewrite.ir.edit import Editor
 from rewrite.ir.program import Program
 from rewrite.ir.weights import (
     Add,
+    BlockDiagonal,
     Center,
+    Composed,
+    Concat,
     Constant,
     MaterializedTensor,
+    Placed,
+    Response,
     Scale,
     Transformed,
     Transpose,
@@ -212,6 +217,34 @@ def _wrong_parts(part: Weight, rng: np.random.Generator) -> Iterator[tuple[str, 
     if isinstance(part, Contracted):
         for what, wrong in (("left", part.left), ("right", part.right)):
             yield f"the {what} factor transposed", with_part(part, wrong, Permuted(wrong, (1, 0)))
+    if isinstance(part, Placed):
+        for axis in range(2, len(part.shape)):
+            reach = part.start[axis] + (part.inner.shape[axis] - 1) * part.step[axis]
+            for by in (-1, 1):
+                if part.start[axis] + by >= 0 and reach + by < part.shape[axis]:
+                    start = (*part.start[:axis], part.start[axis] + by, *part.start[axis + 1 :])
+                    yield f"{by} off on axis {axis}", dataclasses.replace(part, start=start)
+            if part.step[axis] > 1:
+                step = (*part.step[:axis], 1, *part.step[axis + 1 :])
+                yield f"without dilation on axis {axis}", dataclasses.replace(part, step=step)
+    if isinstance(part, BlockDiagonal):
+        width = part.shape[1]
+        yield "in every group", Concat((part.inner,) * (width // part.inner.shape[1]), 1)
+    if isinstance(part, Composed):
+        yield "the second alone", part.second
+        yield "the first alone", part.first
+        for what in ("second_step", "first_step"):
+            if any(step > 1 for step in getattr(part, what)):
+                yield f"{what} 1", dataclasses.replace(part, **{what: tuple(1 for _ in part.second_step)})
+        if part.second.shape == part.first.shape and part.groups == 1:
+            yield "the other way round", dataclasses.replace(part, second=part.first, first=part.second)
+    if isinstance(part, Response):
+        yield "a shift as it was", part.vector
+        yield "the shift without the kernel", Scale(part, Constant(np.array(0.0)))
+    if isinstance(part, Constant) and part.value.ndim > 2:
+        wrong = part.value.astype(np.float64).copy()
+        wrong.flat[int(rng.integers(wrong.size))] *= -1.0
+        yield "one number with the other sign", Constant(wrong)
     if isinstance(part, Constant) and part.value.ndim == 2:
         yield "transposed", Transpose(part, (1, 0))
         for what, wrong in _wrong_matrices(part.value, rng):

@@ -38,6 +38,9 @@ STRIDE = 12
 SAMPLE = {
     "fold-parametrization": 6,
     "fold-scale": 3,
+    "fold-batchnorm": 11,
+    "merge-affine": 13,
+    "merge-branches": 20,
     "eliminate-dead-channels": 4,
     "merge-duplicate-channels": 4,
     "center-residual": 7,
@@ -59,6 +62,9 @@ SAMPLE = {
 WHOLE = {
     "fold-parametrization": 52,
     "fold-scale": 33,
+    "fold-batchnorm": 121,
+    "merge-affine": 174,
+    "merge-branches": 221,
     "eliminate-dead-channels": 63,
     "merge-duplicate-channels": 49,
     "center-residual": 87,
