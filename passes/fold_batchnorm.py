@@ -177,7 +177,7 @@ def _into_writer(cluster: Cluster, writer: Writer, change: Change) -> None:
     elif shift.any() and is_operator(writer.node, "MatMul"):
         value = _plus(root, shift, cluster.root_axis, last, change, f"{cluster.result.name}.biased")
     elif shift.any():
-        _new_bias(writer.node, Constant(shift), change)
+        _new_bias(writer.node, Constant(shift), cluster.result.name or "", change)
     for node in cluster.path:
         value = _again(node, value, last, change)
     if value is not root:
@@ -238,7 +238,7 @@ def _add_bias(node: ir.Node, addition: Weight, change: Change) -> None:
         bias = Use(node, 2, 0)
         _set_bias(bias, Add((bias_behind(bias), addition)), "shifted", change)
     else:
-        _new_bias(node, addition, change)
+        _new_bias(node, addition, node.outputs[0].name or "", change)
 
 
 def _set_bias(bias: Use, weight: Weight, suffix: str, change: Change) -> None:
@@ -251,12 +251,12 @@ def _set_bias(bias: Use, weight: Weight, suffix: str, change: Change) -> None:
         change.stamp(node)
 
 
-def _new_bias(node: ir.Node, addition: Weight, change: Change) -> None:
-    """Give a kernel without a bias one."""
-    result = node.outputs[0]
-    if result.dtype is None:
-        raise ValueError(f"{result.name} has no dtype")
+def _new_bias(node: ir.Node, addition: Weight, name: str, change: Change) -> None:
+    """Give a kernel without a bias one; `name` is that of its result afterwards."""
+    dtype = node.outputs[0].dtype
+    if dtype is None:
+        raise ValueError(f"{name} has no dtype")
     node.resize_inputs(3)
-    node.replace_input_with(2, change.editor.initializer(f"{result.name}.bias", addition, result.dtype))
+    node.replace_input_with(2, change.editor.initializer(f"{name}.bias", addition, dtype))
     change.stamp(node)
-    change.notes.append(f"{result.name} has a new bias of {addition.shape[0]} numbers")
+    change.notes.append(f"{name} has a new bias of {addition.shape[0]} numbers")
