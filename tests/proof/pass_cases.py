@@ -15,7 +15,6 @@ from head_networks import NETWORKS as HEADS
 from merge_networks import BLOCKS, PAIR_WEIGHTS, PAIRS
 from networks import network
 from normed_networks import NORMED, SPREAD
-from normed_networks import NORMED, SPREAD
 from pass_examples import LAYER_SCALE, PRE_LN
 
 from rewrite.ir.program import Program
@@ -25,7 +24,6 @@ from rewrite.passes import (
     CompressResidual,
     EliminateDeadChannels,
     Equalize,
-    FoldBatchnorm,
     FoldBatchnorm,
     FoldNorm,
     FoldParametrization,
@@ -391,7 +389,6 @@ parametrized (float[B, 4] x, float[6, 4] v1, float[6, 1] g1, float[6] b1, float[
 CASES: dict[str, Callable[[], list[Case]]] = {
     "fold-parametrization": lambda: [Case("normed and adapted", PARAMETRIZED, (FoldParametrization(),))],
     "fold-scale": lambda: [Case("layer scale", LAYER_SCALE, (FoldScale(),))],
-    "fold-batchnorm": lambda: [Case(name, text, (FoldBatchnorm(),), weights=SPREAD) for name, text in NORMED.items()],
     "fold-batchnorm": lambda: [Case(name, text, (FoldBatchnorm(),), weights=SPREAD) for name, text in NORMED.items()],
     "merge-affine": lambda: [
         Case(name, text, (MergeAffine(),), weights=PAIR_WEIGHTS.get(name, {})) for name, (text, _) in PAIRS.items()

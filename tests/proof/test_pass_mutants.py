@@ -39,7 +39,6 @@ SAMPLE = {
     "fold-parametrization": 6,
     "fold-scale": 3,
     "fold-batchnorm": 11,
-    "fold-batchnorm": 11,
     "merge-affine": 13,
     "merge-branches": 20,
     "eliminate-dead-channels": 4,
@@ -63,7 +62,6 @@ SAMPLE = {
 WHOLE = {
     "fold-parametrization": 52,
     "fold-scale": 33,
-    "fold-batchnorm": 121,
     "fold-batchnorm": 121,
     "merge-affine": 174,
     "merge-branches": 221,
