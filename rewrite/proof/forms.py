@@ -412,10 +412,10 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
                 continue
             if term.atom.key != ("one",) or term.axis is not None:
                 single = _single_axis(term) if size_in == 1 else None
-                new = None if single is None else term.mapped(axis, factor, single, Dim.of(size_out))
-                if new is None:
+                many = None if single is None else term.mapped(axis, factor, single, Dim.of(size_out))
+                if many is None:
                     return None
-                terms.append(new)
+                terms.append(many)
                 continue
             chains = tuple(new for c in term.chains if (s := c.then(Spread(size_in))) and (new := s.then(factor)))
             axes = list(term.view.axes)

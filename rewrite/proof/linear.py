@@ -109,22 +109,27 @@ class Comparer:
             if cancelled is not None:
                 total = total + cancelled
                 left, rest = ([Chain(chain.body) for chain in chains] for chains in (left, rest))
-            left, rest, behind = self._without_common_end(left, rest)
-            total = total + behind
+            for place in (-1, 0):
+                left, rest, shared = self._without_shared(left, rest, place)
+                total = total + shared
             outcome = self._sums(left, rest, size)
         return total + outcome if isinstance(outcome, Match) else outcome
 
-    def _without_common_end(
-        self, rewritten: Sequence[Chain], original: Sequence[Chain]
+    def _without_shared(
+        self, rewritten: Sequence[Chain], original: Sequence[Chain], place: int
     ) -> tuple[Sequence[Chain], Sequence[Chain], Match]:
-        """(A + B)·V against C·V is A + B against C: what all chains end in is left out, and is as it was shipped."""
+        """(A + B)·V against C·V is A + B against C: what all chains end in is left out, and is as it was shipped.
+
+        So is what all begin with; `place` is −1 for the end and 0 for the front.
+        """
         used: list[Factor] = []
         while all(len(chain.body) > 1 for chain in (*rewritten, *original)) and rewritten and original:
-            ends = [chain.body[-1] for chain in (*rewritten, *original)]
+            ends = [chain.body[place] for chain in (*rewritten, *original)]
             if not all(self.same_factor(ends[0], end) for end in ends[1:]):
                 break
-            used += [chain.body[-1] for chain in rewritten]
-            rewritten, original = ([joined(c.scalar, c.body[:-1]) for c in side] for side in (rewritten, original))
+            used += [chain.body[place] for chain in rewritten]
+            kept = slice(1, None) if place == 0 else slice(0, -1)
+            rewritten, original = ([joined(c.scalar, c.body[kept]) for c in side] for side in (rewritten, original))
         return rewritten, original, Match(0.0, shipped(used))
 
     def _pair(
@@ -294,24 +299,32 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     if len(rewritten) == 1 and not value[4]:
         columns = _columns(place.constant, original, value[3])
     demand = Demand(stored.name if stored else "", layout, value, columns)
-    alone = len(rewritten) == len(original) == 1 and len(rewritten[0].factors) == 1
-    solutions = ((rewritten[0].factors[0].key, original[0]),) if alone else ()
+    alone = len(rewritten) == 1 and len(rewritten[0].factors) == 1
+    solutions = ((rewritten[0].factors[0].key, tuple(original)),) if alone else ()
     if reported == 0.0:
         # Nothing is to be adjusted: what was shipped is what is asked for.
         return Match(0.0, frozenset(d for chain in rewritten for d in shipped(chain.factors)), solutions)
     return Match(reported, shipped(others) | {demand}, solutions)
 
 
-def substituted(chains: Sequence[Chain], solutions: Mapping[tuple[Any, ...], Chain]) -> list[Chain]:
-    """`chains` with every matrix that is solved as what it is."""
+def substituted(chains: Sequence[Chain], solutions: Mapping[tuple[Any, ...], Sequence[Chain]]) -> list[Chain]:
+    """`chains` with every matrix that is solved as the sum of products that it is."""
     result: list[Chain] = []
     for chain in chains:
-        whole: Chain | None = Chain()
+        sums = [Chain()]
         for factor in chain.factors:
-            for each in solutions[factor.key].factors if factor.key in solutions else (factor,):
-                whole = None if whole is None else whole.then(each)
-        result += [] if whole is None else [whole]
+            parts = [part.factors for part in solutions.get(factor.key, (Chain((factor,)),))]
+            sums = [whole for each in sums for part in parts if (whole := _followed(each, part)) is not None]
+        result += sums
     return result
+
+
+def _followed(chain: Chain, factors: Sequence[Factor]) -> Chain | None:
+    """`chain`, then each of `factors`; None is the zero map."""
+    whole: Chain | None = chain
+    for factor in factors:
+        whole = None if whole is None else whole.then(factor)
+    return whole
 
 
 def _moved(rewritten: Sequence[Chain], original: Sequence[Chain]) -> tuple[Sequence[Chain], Sequence[Chain]] | Mismatch:

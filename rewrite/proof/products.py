@@ -186,8 +186,8 @@ class Match:
 
     ulps: float = 0.0
     demands: frozenset[Demand] = frozenset()
-    solutions: tuple[tuple[tuple[Any, ...], Chain], ...] = ()
-    """Matrices, by their key, and the products of the original that the demands make them."""
+    solutions: tuple[tuple[tuple[Any, ...], tuple[Chain, ...]], ...] = ()
+    """Matrices, by their key, and the sums of the original's products that the demands make them."""
 
     def __add__(self, other: Match) -> Match:
         return Match(max(self.ulps, other.ulps), self.demands | other.demands, self.solutions + other.solutions)

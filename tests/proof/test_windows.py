@@ -393,6 +393,14 @@ GREY["m3"] = single(wide(GREY["v"]) @ wide(GREY["one"]))
 RIGHT["many channels to one to many"] = ("float[B,4] x", "h = MatMul(x, m) y = MatMul(h, one)", "y = MatMul(x, m2)", GREY)
 WRONG["many channels to one to many, by another"] = ("float[B,4] x", "h = MatMul(x, m) y = MatMul(h, one)", "y = MatMul(x, m3)", GREY)
 RIGHT["one channel to many"] = ("float[B,S,1] x", "t = Tanh(x) h = MatMul(t, one) d = Mul(h, g) y = Relu(d)", "t = Tanh(x) d = MatMul(t, o2) y = Relu(d)", {**GREY, "o2": single(wide(GREY["one"]) * GAMMA)})
+SUMMED_STREAM = {"p": normal(4, 4), "a": normal(4), "l": normal(1), "w": normal(4, 5), **NORM}
+SUMMED_STREAM["w2"] = single((A + wide(SUMMED_STREAM["l"]))[:, None] * SUMMED_STREAM["w"])
+SUMMED_STREAM["w3"] = single((A * wide(SUMMED_STREAM["l"]))[:, None] * SUMMED_STREAM["w"])
+SUMMED_STREAM["t2"] = single(T @ wide(SUMMED_STREAM["w"]))
+REPBN = "z = Tanh(x) h = MatMul(z, p) c = Transpose<perm=[0,2,1]>(h) n = BatchNormalization(c, g, be, mu, va) o = Transpose<perm=[0,2,1]>(n) m = Mul(h, l) q = Add(o, m) f = MatMul(q, w) y = Softmax(f)"
+REPBN_FOLDED = "z = Tanh(x) h = MatMul(z, p) k = MatMul(h, w2) f = Add(k, t2) y = Softmax(f)"
+RIGHT["a norm and a share of what it reads, into a matrix"] = ("float[B,3,4] x", REPBN, REPBN_FOLDED, SUMMED_STREAM)
+WRONG["a norm times a share of what it reads, into a matrix"] = ("float[B,3,4] x", REPBN, REPBN_FOLDED.replace("w2", "w3"), SUMMED_STREAM)
 PARTS = {"p": normal(4, 3), "s": normal(1, 3), "n": np.array([4, 3])}
 PARTS["w"] = single(wide(PARTS["p"]) * PARTS["s"])
 RIGHT["a matrix times a vector that is repeated"] = (
