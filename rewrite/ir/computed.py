@@ -256,6 +256,31 @@ class Joined(Computed):
         return np.concatenate(operands, axis=self.axis)
 
 
+@dataclass(frozen=True, eq=False)
+class Gathered(Computed):
+    """Entries of `inner` along `axis` by `indices` (not negative), whose axes take the place of that one."""
+
+    inner: Weight
+    indices: np.ndarray
+    axis: int
+
+    @property
+    def parts(self) -> tuple[Weight, ...]:  # type: ignore[override]
+        return (self.inner,)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (*self.inner.shape[: self.axis], *self.indices.shape, *self.inner.shape[self.axis + 1 :])
+
+    def needed(self, region: Region) -> tuple[Region, ...]:
+        behind = self.axis + self.indices.ndim
+        return ((*region[: self.axis], slice(0, self.inner.shape[self.axis]), *region[behind:]),)
+
+    def compute(self, operands: Sequence[np.ndarray], region: Region) -> np.ndarray:
+        taken = self.indices[region[self.axis : self.axis + self.indices.ndim]]
+        return np.take(operands[0], taken, axis=self.axis)
+
+
 # ── The operators of weights ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -310,7 +335,9 @@ REDUCTIONS: dict[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {
 LAYOUTS = frozenset({"Identity", "Dropout", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 """Operators that keep every number and only say how they lie."""
 
-MOVES = LAYOUTS | {"Cast", "CastLike", "Slice", "Gather", "Concat", "Split", "Expand", "Tile"}
+MOVES = LAYOUTS | {
+    *("Cast", "CastLike", "Slice", "Gather", "GatherND", "GatherElements", "Concat", "Split", "Expand", "Tile")
+}
 """Operators that compute nothing: numbers are left out, copied or widened."""
 
 
@@ -351,6 +378,8 @@ def expression(node: ir.Node, operands: Sequence[Weight | None]) -> Weight | Non
             return Joined(given, attribute_of(node, "axis", 0) % rank) if len(given) == len(operands) else None
         case "Slice":
             return _sliced(node, first)
+        case "Gather":
+            return _gathered(node, first)
         case "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Expand":
             return _laid_out(node, first)
         case _:
@@ -464,6 +493,18 @@ def _sliced(node: ir.Node, inner: Weight) -> Weight | None:
         first, last, _ = slice(start, end).indices(inner.shape[axis])
         region[axis % rank] = slice(first, max(first, last))
     return Sliced(inner, tuple(region))
+
+
+def _gathered(node: ir.Node, inner: Weight) -> Weight | None:
+    taken, axis = integers(node.inputs[1]), attribute_of(node, "axis", 0)
+    shape = node.inputs[1].shape if node.inputs[1] is not None else None
+    size = inner.shape[axis] if -len(inner.shape) <= axis < len(inner.shape) else 0
+    if taken is None or shape is None or not all(-size <= index < size for index in taken):
+        return None
+    if not size:
+        return None
+    indices = np.asarray(taken, np.int64).reshape(tuple(shape.numpy())) % size
+    return Gathered(inner, indices, axis % len(inner.shape))
 
 
 def _laid_out(node: ir.Node, inner: Weight) -> Weight | None:

@@ -151,6 +151,23 @@ CASES = {
         }""",
         ("MatMul",),
     ),
+    "rows of a table, in another order": Case(
+        """rows (float[B, 4] x, float[6, 3] table, int64[2, 2] order) => (float[B, 2, 3] y)
+        {
+            t = Tanh (table)
+            cube = Gather (t, order)
+            axes = Constant <value_ints = [0]> ()
+            sizes = Constant <value_ints = [4, 3]> ()
+            w = Reshape (cube, sizes)
+            p = MatMul (x, w)
+            last = Constant <value_ints = [-2]> ()
+            sum = ReduceSum <keepdims = 0> (cube, axes)
+            q = Unsqueeze (p, last)
+            y = Add (q, sum)
+        }""",
+        ("MatMul", "Unsqueeze", "Add"),
+        {"order": [[5, -6], [2, 2]]},
+    ),
     "a Gemm of weights": Case(
         """bilinear (float[B, 4] x, float[3, 4] a, float[3, 5] b, float[5] c) => (float[B, 5] y)
         {
