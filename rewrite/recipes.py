@@ -12,7 +12,8 @@ from rewrite.errors import RequestError
 if TYPE_CHECKING:
     from rewrite.rule import Pass
 
-_DEFAULT = ("fold-scale", "center-residual", "fold-norm")
+_AFFINE = ("fold-parametrization", "fold-batchnorm", "fold-scale", "merge-affine", "merge-branches")
+_DEFAULT = (*_AFFINE, "center-residual", "fold-norm")
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "default": _DEFAULT,
