@@ -45,7 +45,7 @@ from rewrite.basis.stencils import PASS, Stencil, behind, total
 from rewrite.ir.edit import is_operator, only_use, shape_of
 from rewrite.ir.program import Program
 from rewrite.ir.weights import Reshape
-from rewrite.passes.merge_branches import write
+from rewrite.merge_rule import write
 from rewrite.rule import Breach, Change, Pass, Requirement, Site
 
 AFFINE = ("MatMul", "Conv", "AveragePool")

@@ -28,6 +28,6 @@ def merged(before: Program, rule: Pass) -> tuple[Program, list[Outcome]]:
 def whatever_it_costs() -> Iterator[None]:
     """Every operator less is worth it, however large the kernel gets."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("basis.affine_chains", "passes.merge_branches", "passes.merge_affine"):
+        for module in ("basis.affine_chains", "basis.branches", "passes.merge_affine"):
             patch.setattr(f"rewrite.{module}.PASS", 10**9)
         yield

@@ -95,6 +95,21 @@ def test_those_branches_are_merged_that_make_it_cheaper() -> None:
     assert {value.name for value in after.model.graph.initializers.values()} == {"d5.merged", "p"}
 
 
+def test_a_vector_of_more_channels_than_the_branches_have_stays() -> None:
+    text = """
+    wider (float[N, 4, 6, 6] x, float[N, 4, 6, 6] z, float[1, 4, 3, 3] k, float[1, 4, 1, 1] p, float[4, 1, 1] b,
+           float[1] one) => (float[N, 4, 6, 6] y)
+    {
+        a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, k)
+        c = Conv (x, p)
+        y = Sum (b, z, a, one, c)
+    }"""
+    after, (outcome,) = merged(network(text, ("x", "z")), MergeBranches())
+    assert isinstance(outcome, Applied)
+    assert operators(after) == ["Conv", "Add", "Add"]
+    assert outcome.changed == {"k.merged": "k", "one.merged": "one"}
+
+
 def test_the_value_keeps_its_other_readers() -> None:
     text = """
     residual (float[N, 3, 8] x, float[8, 8] w) => (float[N, 3, 8] y, float[N, 3, 8] z)
