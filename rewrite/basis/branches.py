@@ -155,7 +155,8 @@ class Branches:
             return part[0].cost
         merged = self.merged(part)
         passes = 2 if self.kind is Kind.MATRIX and merged.bias is not None else 1
-        return elements(self.result) * (merged.multiplications + PASS * passes)
+        # Other summands may make the sum larger than the branches are.
+        return elements(part[0].summand.value) * (merged.multiplications + PASS * passes)
 
 
 # -------------------------------------------------------------------------------------------------------- finding them
