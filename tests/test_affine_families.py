@@ -49,8 +49,8 @@ Keep = Callable[[str, Callable[[], Program]], Program]
 class Expected:
     """Batch norms before and after, what is applied at least (how often, by pass), and why each that stays does.
 
-    `why` counts (requirement, operator, part of the reason) of the refusals of fold-batchnorm, `absent` are operators of
-    which none is left.
+    `why` counts (requirement, operator, part of the reason) of the refusals of fold-batchnorm; `absent` are operators
+    of which none is left.
     """
 
     norms: int
