@@ -18,7 +18,8 @@ from rewrite.capture.canonicalize import canonicalize
 from rewrite.check.inputs import generate_inputs
 from rewrite.ir.constants import weight_behind
 from rewrite.ir.program import Program
-from rewrite.passes import MergeAffine, MergeBranches
+from rewrite.passes import FoldBatchnorm, FoldScale, MergeAffine, MergeBranches
+from rewrite.proof import prove
 from rewrite.rule import Applied, Refused, apply_pass
 
 
@@ -300,13 +301,21 @@ def captured() -> Program:
     return program
 
 
-@pytest.mark.parametrize("passes", [(MergeBranches(),), (MergeAffine(), MergeBranches())])
+@pytest.mark.parametrize(
+    "passes",
+    [
+        (MergeBranches(),),
+        (MergeAffine(), MergeBranches()),
+        (FoldScale(), FoldBatchnorm(), MergeAffine(), MergeBranches()),
+    ],
+)
 def test_captured_blocks_become_one_operator_each(captured: Program, passes: tuple) -> None:
     after = captured.clone()
     for rule in passes:
         apply_pass(after, rule)
     inputs = generate_inputs(captured.model)[1]
     assert difference(captured, after, inputs) <= 1.0
+    assert prove(captured.model, after.model).verdict.holds
     found = [operator for operator in operators(after) if operator not in ("Relu", "Reshape", "Flatten", "Tanh")]
     assert found == ["Conv"] * 4 + ["MatMul", "Add"]
     applied = [record for record in after.records if isinstance(record, Applied)]
