@@ -112,7 +112,10 @@ def _onnx_network(path: Path) -> tuple[str, Predict]:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
-    main = next(name for name in names if name == "input_ids" or name in digits_data.INPUTS)
+    known = ("input_ids", *digits_data.INPUTS)
+    main = next((name for name in names if name in known), None)
+    if main is None:
+        raise ValueError(f"{path}: takes {', '.join(names)}, and none of {', '.join(known)} to measure it on")
 
     def predict(inputs: np.ndarray) -> np.ndarray:
         # Beside the main input there is at most a mask, and nothing is masked.
