@@ -140,3 +140,32 @@ def test_kernels_that_do_not_meet_have_no_shape() -> None:
         _ = Composed(Constant(K), Constant(L), (1, 1), (1, 1)).shape
     with pytest.raises(ValueError, match="4 rows in 3 groups"):
         _ = BlockDiagonal(Constant(K), 3).shape
+
+
+class Counted(Weight):
+    """A weight that counts how many of its numbers were read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.count = array, array.shape, 0
+
+    def read(self, region: tuple[slice, ...]) -> np.ndarray:
+        self.count += self.array[region].size
+        return self.array[region]
+
+
+@pytest.mark.parametrize(
+    ("made", "region", "read"),
+    [
+        (lambda w: Placed(w, (8, 9, 5, 5), (0, 0, 1, 1), (1, 1, 1, 1)), np.s_[2:4, 0:9, 0:2, 0:2], 2 * 9),
+        (lambda w: Placed(w, (8, 9, 5, 5), (0, 0, 1, 1), (1, 1, 1, 1)), np.s_[0:8, 0:9, 0:1, 0:5], 0),
+        (lambda w: BlockDiagonal(w, 4), np.s_[2:4, 0:4, 0:3, 0:3], 2 * 9 * 9),
+        (lambda w: Composed(w, Constant(np.ones((9, 2, 1, 1))), (1, 1), (1, 1)), np.s_[2:4, 0:1, 0:3, 0:3], 2 * 9 * 9),
+        (lambda w: Composed(Constant(np.ones((5, 8, 1, 1))), w, (1, 1), (1, 1)), np.s_[0:5, 3:5, 0:3, 0:3], 8 * 2 * 9),
+        (lambda w: Response(w, Constant(np.ones(9))), np.s_[2:4], 2 * 9 * 9),
+        (lambda w: Reshape(w, (1, 8, 9, 3, 1, 3)), np.s_[0:1, 2:4, 0:1, 0:3, 0:1, 0:3], 2 * 9),
+    ],
+)
+def test_a_region_is_read_from_little_more_than_it_needs(made, region: tuple[slice, ...] | slice, read: int) -> None:
+    inner = Counted(np.ones((8, 9, 3, 3)))
+    made(inner).read(region if isinstance(region, tuple) else (region,))
+    assert inner.count == read
