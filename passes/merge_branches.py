@@ -134,13 +134,12 @@ class MergeBranches(Pass[Sum]):
     )
 
     def sites(self, program: Program) -> Iterator[Sum]:
-        names = [node.outputs[0].name or "" for node in program.model.graph if is_operator(node, *SUMS)]
-        for name in names:
+        for node in [node for node in program.model.graph if is_operator(node, *SUMS)]:
+            name, sum = node.outputs[0].name or "", node if node.graph is not None else None
             # What is left of a sum after one value's branches were merged may have another's.
-            while (sum := _named(program, name)) is not None and (found := branches_of(sum)) is not None:
+            while sum is not None and (found := branches_of(sum)) is not None:
                 yield Sum(name, found.nodes, found)
-                if sum.graph is not None:
-                    break
+                sum = _named(program, name) if sum.graph is None else None
 
     def rewrite(self, site: Sum, change: Change) -> None:
         found, edit, result, last = site.found, change.editor, site.found.result, site.nodes[-1]
