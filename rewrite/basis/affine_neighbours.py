@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.basis.channel_affine import Cluster, computed
-from rewrite.basis.channel_layouts import averages_zeros, pads, through_padding
+from rewrite.basis.channel_layouts import averages_zeros, layout_step, pads, through_padding
 from rewrite.basis.operators import bias_of, width
 from rewrite.basis.regions import Cause, Obstruction, Region, Use, grow
 from rewrite.basis.scaling import Factor, factors_of, read_besides
@@ -58,7 +58,10 @@ def writer_of(cluster: Cluster) -> Writer | Obstruction:
 
     if node is None:
         return met(None, f"{root.name} is an input of the graph")
+    outside = [use.node for use in root.uses() if use.node not in cluster.nodes]
     if not is_operator(node, *AFFINE):
+        if outside and layout_step(node) is not None:
+            return met(outside[0], f"{outside[0].op_type} reads {root.name} as it is before")
         return met(node, f"{node.op_type} writes it, which is not affine with constants")
     position, axis = _written_by(node, cluster.root_axis)
     kernel, bias = operand(node, position), operand(node, 2)
@@ -70,9 +73,8 @@ def writer_of(cluster: Cluster) -> Writer | Obstruction:
             return met(node, f"{node.op_type} writes it with {value.name}, which {text}")
     if root.is_graph_output():
         return met(node, f"{root.name} is an output of the graph")
-    for use in root.uses():
-        if use.node not in cluster.nodes:
-            return met(use.node, f"{use.node.op_type} reads {root.name} as it is before")
+    if outside:
+        return met(outside[0], f"{outside[0].op_type} reads {root.name} as it is before")
     for use in kernel.uses():
         if use.node is not node:
             return met(use.node, f"{kernel.name} is also read here, and would have to be copied")

@@ -351,7 +351,7 @@ def cluster_ends(graph: ir.Graph) -> list[ir.Value]:
     makers = [node for node in graph if is_operator(node, *ARITHMETIC, *RESHAPES, "Transpose")]
     while True:
         forms = _Forms(roots, facts)
-        channelled = [node for node in makers if forms.of(node.outputs[0]).axis is not None]
+        channelled = [node for node in makers if _channelled(forms.of(node.outputs[0]), node.outputs[0]) is not None]
         if forms.beginnings <= roots:
             break
         roots |= forms.beginnings
@@ -366,9 +366,10 @@ def cluster_ends(graph: ir.Graph) -> list[ir.Value]:
 
 
 def channel_affine(result: ir.Value, facts: Facts | None = None) -> Cluster | None:
-    """The largest cluster that ends at `result`; None where none does, or all its constants are single numbers.
+    """The largest cluster that ends at `result`; None where none does.
 
-    Where layout at the end cancels with nothing, the cluster ends before it.
+    Where layout at the end cancels with nothing, the cluster ends before it. Single numbers are a vector where one is
+    added, and what reads the result contracts it (an image whose mean and deviation are numbers).
     """
     facts, roots = facts or Facts(), set[ir.Value]()
     while True:
@@ -390,10 +391,10 @@ def channel_affine(result: ir.Value, facts: Facts | None = None) -> Cluster | No
         result = before
         if result is forms.of(result).root:
             return None
-    form = forms.of(result)
-    axis, size = form.place, max(form.factor.size, form.shift.size)
-    if form.axis is None or axis is None or result not in inside:
+    form = _channelled(forms.of(result), result) if result in inside else None
+    if form is None or form.axis is None or (axis := form.place) is None:
         return None
+    size = max(form.factor.size, form.shift.size)
     makers = [value.producer() for value in forms.known if value in inside]
     nodes = tuple(node for node in makers if node is not None)
     chain = [result]
@@ -418,6 +419,23 @@ def channel_affine(result: ir.Value, facts: Facts | None = None) -> Cluster | No
         untouched=chain[start],
         rest=rests[start],
     )
+
+
+def _channelled(form: _Form, value: ir.Value) -> _Form | None:
+    """`form` with an axis: its own, or that in which all that read the value contract it, if there is a shift."""
+    shape = shape_of(value)
+    if form.axis is not None or not form.shift.any() or shape is None:
+        return None if form.axis is None else form
+    axes: set[int] = set()
+    for use in value.uses():
+        kernel = is_operator(use.node, "Conv", "ConvTranspose")
+        if use.idx != 0 or not (kernel or is_operator(use.node, "MatMul")):
+            return None
+        axes.add(1 if kernel else len(shape) - 1)
+    size = shape[min(axes)] if len(axes) == 1 else None
+    if not isinstance(size, int) or size > VECTOR:
+        return None
+    return form.then(min(axes), np.ones(size), np.zeros(size))
 
 
 def _inside(forms: _Forms, result: ir.Value) -> dict[ir.Value, None]:
