@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from rewrite.ir.computed import LAYOUTS, MOVES, expression
 from rewrite.ir.constants import VECTOR, is_constant, is_overridable, weight_behind
-from rewrite.ir.edit import attribute_of, constant_of
+from rewrite.ir.edit import attribute_of, constant_of, is_inference_dropout
 from rewrite.ir.program import Program
 from rewrite.ir.weights import MaterializedTensor, Weight, row_blocks
 from rewrite.rule import Breach, Change, Pass, Requirement, Site
@@ -62,7 +62,7 @@ def _own_leaves(rule: FoldParametrization, site: Parametrization) -> Breach | No
 
 def _known_operators(rule: FoldParametrization, site: Parametrization) -> Breach | None:
     for node in site.nodes:
-        if node.op_type in RANDOM or (node.op_type == "Dropout" and node is site.unknown):
+        if node.op_type in RANDOM or (node.op_type == "Dropout" and not is_inference_dropout(node)):
             return Breach(node, f"{node.op_type} draws random numbers")
         if node is not site.nodes[-1] and _narrows(node):
             return Breach(node, "the weight is rounded to fewer bits before it is computed with")

@@ -25,6 +25,7 @@ from networks import feed, network
 from test_foreign_pairs import optimized, rewritten, scripted, variances
 
 import rewrite
+from rewrite.capture.finish import quiet
 from rewrite.check.reference import evaluate
 from rewrite.ir.program import Program
 from rewrite.passes import PASSES, FoldBatchnorm
@@ -150,6 +151,38 @@ def test_a_checkpoint_tells_a_wrong_file_from_a_right_one(tmp_path: Path) -> Non
     wrong = verify(tmp_path / "checkpoint", tmp_path / "wrong.onnx").verdict
     assert wrong.kind == "REFUTED", wrong
     assert wrong.node in {node.name for node in ir.load(tmp_path / "wrong.onnx").graph}
+
+
+@pytest.mark.slow
+def test_the_installed_exporter_folds_a_block_rightly(tmp_path: Path) -> None:
+    """Two convolutions without bias read one value, each with its batch norm: the case in which names were taken."""
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = (torch.nn.Conv2d(3, 4, size, padding=size // 2, bias=False) for size in (3, 1))
+            self.first, self.second = torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.first(self.left(x)) + self.second(self.right(x)))
+
+    torch.manual_seed(0)
+    module, x = perturb(Block()).eval(), torch.randn(2, 3, 6, 6)
+    captured = rewrite.capture(module, (x,))
+    with quiet():
+        torch.onnx.export(
+            module, (x,), tmp_path / "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True
+        )
+    exported = ir.load(tmp_path / "model.onnx")
+    assert "BatchNormalization" not in {node.op_type for node in exported.graph}
+    # What a graph calls its input and its output is no part of the function.
+    for ours, theirs in zip(
+        (*captured.original.graph.inputs, *captured.original.graph.outputs),
+        (*exported.graph.inputs, *exported.graph.outputs),
+    ):
+        theirs.name = ours.name
+    verdict = verify(captured, exported).verdict
+    assert verdict.holds, verdict
 
 
 # ── Training mode ───────────────────────────────────────────────────────────────────────────────────────────────────

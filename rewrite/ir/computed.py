@@ -380,6 +380,8 @@ def expression(node: ir.Node, operands: Sequence[Weight | None]) -> Weight | Non
             return _sliced(node, first)
         case "Gather":
             return _gathered(node, first)
+        case "ConstantOfShape":
+            return _filled(node)
         case "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Expand":
             return _laid_out(node, first)
         case _:
@@ -493,6 +495,14 @@ def _sliced(node: ir.Node, inner: Weight) -> Weight | None:
         first, last, _ = slice(start, end).indices(inner.shape[axis])
         region[axis % rank] = slice(first, max(first, last))
     return Sliced(inner, tuple(region))
+
+
+def _filled(node: ir.Node) -> Weight | None:
+    sizes, tensor = integers(node.inputs[0]), attribute_of(node, "value", None)
+    if sizes is None:
+        return None
+    number = np.zeros(()) if tensor is None else tensor.numpy().astype(np.float64).reshape(())
+    return Constant(np.broadcast_to(number, sizes))
 
 
 def _gathered(node: ir.Node, inner: Weight) -> Weight | None:

@@ -168,6 +168,17 @@ CASES = {
         ("MatMul", "Unsqueeze", "Add"),
         {"order": [[5, -6], [2, 2]]},
     ),
+    "zeros that are filled in": Case(
+        """filled (float[B, 4] x, float[3, 5] w) => (float[B, 5] y)
+        {
+            sizes = Constant <value_ints = [1, 5]> ()
+            half = ConstantOfShape <value = float[1] {0.5}> (sizes)
+            t = Exp (w)
+            rows = Concat <axis = 0> (t, half)
+            y = MatMul (x, rows)
+        }""",
+        ("MatMul",),
+    ),
     "a Gemm of weights": Case(
         """bilinear (float[B, 4] x, float[3, 4] a, float[3, 5] b, float[5] c) => (float[B, 5] y)
         {
