@@ -19,7 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Rewrite a trained network into the fastest one that computes the same function, and prove it.\n\n"
-    "SOURCE, A and B are a Hugging Face checkpoint folder, an .onnx or .pt2 file, a factory package.module:function, "
+    "SOURCE, A and B are a Hugging Face checkpoint folder, an .onnx or .pt2 file, a folder with "
+    "model.pt2, a factory package.module:function, "
     "or a folder that convert wrote. Exit codes: 0 done and proved, 1 the answer is no, 2 unusable request or input.",
 )
 
