@@ -349,16 +349,20 @@ def cluster_ends(graph: ir.Graph) -> list[ir.Value]:
     """Where the clusters of a graph end, first to last, each as large as can be."""
     facts, roots = Facts(), set[ir.Value]()
     makers = [node for node in graph if is_operator(node, *ARITHMETIC, *RESHAPES, "Transpose")]
+    channelled: set[ir.Node] = set()
     while True:
         forms = _Forms(roots, facts)
-        channelled = [node for node in makers if _channelled(forms.of(node.outputs[0]), node.outputs[0]) is not None]
+        for node in makers:
+            if _channelled(forms.of(node.outputs[0]), node.outputs[0]) is not None:
+                channelled.add(node)
         if forms.beginnings <= roots:
             break
+        # What begins anew behind a value may end at it before.
         roots |= forms.beginnings
     found: list[ir.Value] = []
     covered: set[ir.Node] = set()
-    for node in reversed(channelled):
-        cluster = None if node in covered else channel_affine(node.outputs[0], facts)
+    for node in reversed(makers):
+        cluster = channel_affine(node.outputs[0], facts) if node in channelled - covered else None
         if cluster is not None and covered.isdisjoint(cluster.nodes):
             covered.update(cluster.nodes)
             found.append(cluster.result)

@@ -182,6 +182,24 @@ TRAPS = {
             options=VARIANCE,
         ),
     ),
+    "channels that are flattened with their positions": (
+        "R3",
+        Case(
+            f"""flat (float[2, 6, 2, 2] x, {VECTORS}, float[24, 3] w) => (float[2, 3] y)
+            {{ h = Tanh (x) n = BatchNormalization (h, g, b, mean, var) f = Flatten (n) y = MatMul (f, w) }}""",
+            *("n", "Flatten", "behind it, axis 1 of .* does not survive Flatten"),
+            options=VARIANCE,
+        ),
+    ),
+    "a product of the result with itself": (
+        "R3",
+        Case(
+            f"""gram (float[2, 6, 6] x, {VECTORS}) => (float[2, 6, 6] y)
+            {{ h = Tanh (x) n = BatchNormalization (h, g, b, mean, var) y = MatMul (n, n) }}""",
+            *("n", "MatMul", "behind it, MatMul is one linear map on every channel"),
+            options=VARIANCE,
+        ),
+    ),
     "one reader of two is not affine": (
         "R3",
         Case(

@@ -206,6 +206,10 @@ def check(text: str, planted: dict[str, Any]) -> tuple[int, bool]:
     once = digest(after)
     assert not any(isinstance(outcome, Applied) for outcome in apply_pass(after, FoldBatchnorm())), text
     assert digest(after) == once, text
+    # What is left is a site with a reason.
+    spoken_of = {node for site in FoldBatchnorm().sites(after) for node in site.nodes}
+    left = [node for node in after.model.graph if node.op_type == "BatchNormalization"]
+    assert all(node in spoken_of for node in left), text
     if not applied:
         assert digest(after) == digest(before), text
     proof = proof_of(before, after).verdict
