@@ -162,7 +162,7 @@ def _readers(cluster: Cluster) -> Readers | Obstruction:
         return Obstruction(Cause.OPERATOR, value, place, reason)
 
     for one in region.obstructions:
-        passing = "" if one.cause is not Cause.OPERATOR else "; a factor and a shift do not both pass it"
+        passing = "" if one.cause is not Cause.OPERATOR else "; a factor and a shift do not pass it together"
         return Obstruction(one.cause, one.value, one.node, one.reason + passing)
     for node in (*(use.node for use in (*region.norms, *region.constants)), *region.writing_norms):
         return met(node, f"{node.op_type} touches it as well")
