@@ -58,6 +58,8 @@ def writer_of(cluster: Cluster) -> Writer | Obstruction:
 
     if node is None:
         return met(None, f"{root.name} is an input of the graph")
+    if root.dtype is None:
+        return met(node, f"the type of {root.name} is unknown")
     outside = [use.node for use in root.uses() if use.node not in cluster.nodes]
     if not is_operator(node, *AFFINE):
         if outside and layout_step(node) is not None:
@@ -161,6 +163,9 @@ def _readers(cluster: Cluster) -> Readers | Obstruction:
     def met(place: ir.Node | None, reason: str) -> Obstruction:
         return Obstruction(Cause.OPERATOR, value, place, reason)
 
+    for known in (cluster.root, *(use.node.outputs[0] for use in region.readers)):
+        if known.dtype is None:
+            return met(known.producer(), f"the type of {known.name} is unknown")
     for one in region.obstructions:
         passing = "" if one.cause is not Cause.OPERATOR else "; a factor and a shift do not pass it together"
         return Obstruction(one.cause, one.value, one.node, one.reason + passing)

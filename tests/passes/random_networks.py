@@ -22,6 +22,7 @@ from rewrite.passes import (
     CenterResidual,
     EliminateDeadChannels,
     Equalize,
+    FoldBatchnorm,
     FoldNorm,
     MergeAffine,
     MergeBranches,
@@ -387,6 +388,7 @@ OPTIONS: dict[type, st.SearchStrategy[Pass[Any]]] = {
     CenterResidual: st.builds(
         CenterResidual, norms_per_copy=st.sampled_from([0, 2]), centring_ns=st.sampled_from([0.01, 1000.0, 1e6])
     ),
+    FoldBatchnorm: st.builds(FoldBatchnorm, max_bias_growth=st.sampled_from([0.0, 8.0, 1e9])),
     FoldNorm: st.builds(FoldNorm, max_bias_growth=st.sampled_from([1.0, 8.0, 1e9])),
     ReparameterizeNormScale: st.builds(ReparameterizeNormScale, bits=st.sampled_from([4, 8])),
     RotateOnline: st.builds(

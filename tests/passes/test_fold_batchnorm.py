@@ -488,8 +488,3 @@ def test_a_decoder_of_one_axis_keeps_one_addition() -> None:
     after = check_family(program, lambda _: FoldBatchnorm(), 3, set())
     assert computing(after) == ["Conv", "Relu", "Add", "Conv", "Tanh", "ConvTranspose", "Sigmoid"]
     assert proof_of(program, after).verdict.holds
-
-
-def test_resnet(family_program: Callable[[str], Program]) -> None:
-    after = check_family(family_program("resnet"), lambda _: FoldBatchnorm(), 15, set())
-    assert "BatchNormalization" not in operators(after)
