@@ -319,8 +319,9 @@ ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
     **{"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power},
     **{"Sum": _total, "Max": _largest, "Min": _smallest, "Where": _chosen},
     **{"Neg": np.negative, "Abs": np.abs, "Sqrt": np.sqrt, "Reciprocal": np.reciprocal, "Exp": np.exp, "Log": np.log},
-    **{"Tanh": np.tanh, "Sigmoid": _sigmoid, "Softplus": _softplus, "Sin": np.sin, "Cos": np.cos},
+    **{"Tanh": np.tanh, "Sigmoid": _sigmoid, "Softplus": _softplus},
 }
+"""No sine and no cosine: tables of positions are no weights, and stay as the rotary embeddings that read them."""
 
 REDUCTIONS: dict[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {
     "ReduceSum": lambda x, axes: x.sum(axis=axes, keepdims=True),

@@ -68,6 +68,13 @@ TRAPS = {
             *("w", "Hardmax", "no operator that weights are computed by here"),
         ),
     ),
+    "a table of positions": (
+        "R2",
+        Case(
+            normed("angles = Sin (direction) scaled = Mul (angles, g)"),
+            *("w", "Sin", "no operator that weights are computed by here"),
+        ),
+    ),
     "a weight that is rounded before it is computed with": (
         "R2",
         Case(
