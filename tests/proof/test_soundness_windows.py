@@ -1,0 +1,208 @@
+# ruff: noqa: E501 - a model a line
+"""Wrong pairs around convolutions, averages and batch norms: what an adversary made of sums over taps.
+
+Every wrong pair is evaluated in float64 first, and most stand beside one that is true. `OPEN` marks what the proof does
+not refuse yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from pairs import COARSE, by_standard, computed, departure, feed, model
+
+from rewrite.proof import Proof, prove
+from rewrite.proof import transforms as t
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+"""A warning turned into an error would stop the proof, and look like a refusal."""
+
+APART = 1e-9
+"""Relative; these pairs round nothing in float64 beyond 1e-13."""
+
+R = np.random.default_rng(17)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return R.normal(size=shape).astype(np.float32)
+
+
+def single(array: object) -> np.ndarray:
+    return np.asarray(array).astype(np.float32)
+
+
+def wide(array: object) -> np.ndarray:
+    return np.asarray(array, np.float64)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two bodies over the same inputs; each takes the constants that it names. The output is y."""
+
+    inputs: str
+    original: str
+    rewritten: str
+    weights: Mapping[str, object] = field(default_factory=dict)
+    fed: Mapping[str, np.ndarray] | None = None
+    claims: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    transforms: Mapping[str, t.Step] = field(default_factory=dict)
+    opsets: tuple[int, int] = (23, 23)
+    declared: bool = False
+
+    def models(self) -> tuple[ir.Model, ir.Model]:
+        first, second = (
+            model(
+                f"({self.inputs}) => (y) {{ {body} }}", _used(body, self.weights), opset=opset, declared=self.declared
+            )
+            for body, opset in zip((self.original, self.rewritten), self.opsets)
+        )
+        return first, second
+
+    def proof(self) -> Proof:
+        claims = {name: {"transform": step, "axis": axis} for name, (step, axis) in self.claims.items()}
+        return prove(*self.models(), claims=claims, transforms=self.transforms)
+
+    def apart(self, *, standard: bool = False) -> float:
+        first, second = self.models()
+        inputs = self.fed if self.fed is not None else feed(first, {"B": 2, "H": 7, "W": 6, "S": 9})
+        evaluate = by_standard if standard else computed
+        return departure(evaluate(first, inputs), evaluate(second, inputs))
+
+
+def _used(body: str, weights: Mapping[str, object]) -> dict[str, np.ndarray]:
+    names = body.replace("(", " ").replace(")", " ").replace(",", " ").split()
+    return {name: np.asarray(value) for name, value in weights.items() if name in names}
+
+
+RIGHT: dict[str, Pair] = {}
+WRONG: dict[str, Pair] = {}
+OPEN: dict[str, str] = {}
+"""What the proof does not refuse yet, or refuses though it is true, and why."""
+
+IMAGE = "float[B,4,6,6] x"
+
+# ── A sum of which one term is mapped along a spatial axis ──────────────────────────────────────────────────────────
+
+POINT = normal(5, 4, 1, 1)
+SIDEWAYS = {"m": normal(6, 6), "k": POINT, "kt": np.ascontiguousarray(POINT[:, :, 0, 0].T), "r": normal(1, 1, 6, 1)}
+TWO = "float[B,4,6,6] x, float[B,4,6,6] z"
+TURNED = "u = Transpose<perm=[0,2,3,1]>(s) v = MatMul(u, kt) y = Transpose<perm=[0,3,1,2]>(v)"
+BESIDE = "t = MatMul(z, m) s = Add(x, t)"
+TWICE = "t = MatMul(z, m) x2 = Add(x, x) s = Add(x2, t)"
+RIGHT["a point of a sum, one term mapped sideways"] = Pair(
+    TWO, f"{BESIDE} y = Conv(s, k)", f"{BESIDE} {TURNED}", SIDEWAYS
+)
+WRONG["a point of a sum, the other term twice"] = Pair(TWO, f"{BESIDE} y = Conv(s, k)", f"{TWICE} {TURNED}", SIDEWAYS)
+RIGHT["an average of a sum, one term mapped sideways"] = Pair(
+    TWO, f"{BESIDE} y = AveragePool<kernel_shape=[1,1]>(s)", f"{BESIDE} y = Identity(s)", SIDEWAYS
+)
+WRONG["an average of a sum, the other term twice"] = Pair(
+    TWO, f"{BESIDE} y = AveragePool<kernel_shape=[1,1]>(s)", f"{TWICE} y = Identity(s)", SIDEWAYS
+)
+WRONG["a number for each row, and the other term twice"] = Pair(
+    IMAGE,
+    "s = Add(x, r) y = AveragePool<kernel_shape=[1,1]>(s)",
+    "x2 = Add(x, x) y = Add(x2, r)",
+    SIDEWAYS,
+)
+
+# ── Values that windows leave out need not be defined ───────────────────────────────────────────────────────────────
+
+
+def left_out(name: str, shape: tuple[int, ...], operator: str, kernel: np.ndarray, read: object) -> None:
+    """√x under `operator`, x negative where it does not read; √x − √x is no zero there."""
+    x = -np.abs(normal(*shape))
+    x[(slice(None), slice(None), *read)] *= -1  # type: ignore[misc]
+    spread = np.ones((kernel.shape[1] if "Transpose" in operator else kernel.shape[0], shape[1], 1, 1), np.float32)
+    size = ",".join(map(str, shape))
+    WRONG[f"nothing, of what {name} leaves out"] = Pair(
+        f"float[{size}] x",
+        f"s = Sqrt(x) y = {operator}(s, k)",
+        f"s = Sqrt(x) d = Sub(s, s) g = GlobalAveragePool(d) c = Conv(g, o) p = {operator}(s, k) y = Add(p, c)",
+        {"k": kernel, "o": spread},
+        {"x": x},
+    )
+
+
+EVEN, INNER, ALL = slice(None, None, 2), slice(1, -1), slice(None)
+left_out("a strided convolution", (2, 4, 6, 6), "Conv<strides=[2,2]>", POINT, (EVEN, EVEN))
+left_out("a window that does not fit", (2, 4, 6, 5), "Conv<strides=[1,2]>", normal(5, 4, 1, 2), (ALL, slice(0, 4)))
+left_out("one dilated window", (2, 4, 6, 3), "Conv<dilations=[1,2]>", normal(5, 4, 1, 2), (ALL, EVEN))
+left_out(
+    "a transposed convolution, cropped",
+    (2, 4, 6, 6),
+    "ConvTranspose<pads=[1,1,1,1]>",
+    normal(4, 5, 1, 1),
+    (INNER, INNER),
+)
+WRONG["nothing, of a slope that is not used"] = Pair(
+    "float[2,4] x, float[2,4] z",
+    "r = Relu(x) s = Sqrt(z) y = PRelu(r, s)",
+    "r = Relu(x) s = Sqrt(z) d = Sub(s, s) p = PRelu(r, s) y = Add(p, d)",
+    fed={"x": normal(2, 4), "z": -np.abs(normal(2, 4))},
+)
+RIGHT["nothing, of what a convolution reads"] = Pair(
+    "float[2,4,6,6] x",
+    "s = Sqrt(x) y = Conv<pads=[1,1,1,1]>(s, k)",
+    "s = Sqrt(x) d = Sub(s, s) g = GlobalAveragePool(d) c = Conv(g, o) p = Conv<pads=[1,1,1,1]>(s, k) y = Add(p, c)",
+    {"k": normal(5, 4, 3, 3), "o": POINT},
+    {"x": np.abs(normal(2, 4, 6, 6))},
+)
+
+# ── Ulps where there is nothing to adjust, and where numbers cancel ─────────────────────────────────────────────────
+
+BLOCKS = single(normal(4, 2, 3, 3) * 1e-39)
+DENSE = np.zeros((4, 4, 3, 3), np.float32)
+DENSE[:2, :2], DENSE[2:, 2:] = BLOCKS[:2], BLOCKS[2:]
+LEAKING = DENSE.copy()
+LEAKING[:2, 2:] = np.float32(1.4e-45)
+TINY = {"k": DENSE, "l": LEAKING, "g": BLOCKS, "s": single(1e20)}
+SCALED = "a = Mul(c, s) y = Mul(a, s)"
+RIGHT["groups of the smallest numbers"] = Pair(
+    IMAGE, f"c = Conv(x, k) {SCALED}", f"c = Conv<group=2>(x, g) {SCALED}", TINY
+)
+WRONG["groups, an ulp of 0 between them"] = Pair(
+    IMAGE, f"c = Conv(x, l) {SCALED}", f"c = Conv<group=2>(x, g) {SCALED}", TINY
+)
+
+THREE = "p = Conv(x, k1) q = Conv(x, k3) r = Conv(x, k2) s = Add(p, q) y = Add(s, r)"
+for power in (30, 40, 66):
+    large, small = np.full((4, 4, 1, 1), 2.0**power, np.float32), normal(4, 4, 1, 1)
+    hidden = {"k1": large, "k2": small, "k3": -large, "k": single(wide(small) + 0.9 * 2.0 ** (power - 53))}
+    WRONG[f"behind what cancels, 2^{power}"] = Pair(IMAGE, THREE, "y = Conv(x, k)", hidden)
+RIGHT["what cancels"] = Pair(IMAGE, THREE, "y = Conv(x, k)", {**hidden, "k": small})
+NEAR = "a = Mul(x, c1) b = Mul(x, c2) r = Relu(a) t = Relu(b) d = Sub(r, t) y = Mul(d, c3)"
+WRONG["two numbers of the original that are nearly one"] = Pair(
+    "double[B,4] x",
+    NEAR,
+    "a = Mul(x, c1) r = Relu(a) t = Relu(a) d = Sub(r, t) y = Mul(d, c3)",
+    {"c1": np.float64(1 + 2.0**-52), "c2": np.float64(1 + 2.0**-51), "c3": np.float64(2.0**52)},
+    {"x": np.array([[1.0, 2.0, 4.0, 8.0]])},
+)
+
+
+def marked(pairs: Mapping[str, Pair]) -> list[object]:
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=OPEN[name])) if name in OPEN else name
+        for name in pairs
+    ]
+
+
+@pytest.mark.parametrize("name", marked(WRONG))
+def test_a_wrong_pair_is_not_equal(name: str) -> None:
+    pair = WRONG[name]
+    assert pair.apart() > APART, "the witness shows no difference"
+    verdict = pair.proof().verdict
+    assert not verdict.holds, f"{verdict} for a pair that computes different functions"
+
+
+@pytest.mark.parametrize("name", marked(RIGHT))
+def test_the_pair_beside_it_is_equal(name: str) -> None:
+    pair = RIGHT[name]
+    assert pair.apart() <= COARSE, "the identity is not true"
+    verdict = pair.proof().verdict
+    assert verdict.kind == "EQUAL", str(verdict)
