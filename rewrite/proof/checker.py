@@ -208,7 +208,7 @@ def _first_stranger(table: Table, form: Form, number: int) -> Stranger:
 def _operand_numbers(key: tuple[object, ...]) -> list[int]:
     """Every form number in an atom's key."""
     kind = key[0]
-    if kind in ("power", "rms", "value", "mean", "sum", "sampled", "reshape"):
+    if kind in ("power", "rms", "value", "mean", "sum", "sampled", "averaged", "reshape"):
         return [key[1]] if isinstance(key[1], int) else []
     if kind in ("gather", "gathernd"):
         return [key[2], *([key[1][1]] if key[1][0] == "form" else [])]  # type: ignore[index, list-item]

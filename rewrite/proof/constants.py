@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,6 +38,9 @@ class Constant(ABC):
 
     shape: tuple[int, ...]
 
+    roundings: int = 0
+    """How often an entry was rounded in float64 when it was computed; 0 for stored numbers."""
+
     @property
     @abstractmethod
     def key(self) -> tuple[Any, ...]: ...
@@ -59,6 +62,11 @@ class Constant(ABC):
     def ulp(self, region: Region) -> np.ndarray:
         """One unit in the last place of the storage dtype at each entry of `region`, in float64."""
         return spacing(self.raw(region))
+
+    @property
+    def plain(self) -> bool:
+        """Whether an entry's ulp is that of its own number."""
+        return True
 
     def whole(self) -> np.ndarray:
         return self.read(tuple(slice(0, n) for n in self.shape))
@@ -157,6 +165,7 @@ class Array(Constant):
     """A small constant that arithmetic made; no stored tensor can be adjusted for it."""
 
     values: np.ndarray
+    roundings: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -195,11 +204,21 @@ class Permuted(Constant):
     def kind(self) -> str:
         return self.inner.kind
 
+    @property
+    def plain(self) -> bool:
+        return self.inner.plain
+
     def raw(self, region: Region) -> np.ndarray:
+        return self.inner.raw(self._within(region)).transpose(self.permutation)
+
+    def ulp(self, region: Region) -> np.ndarray:
+        return self.inner.ulp(self._within(region)).transpose(self.permutation)
+
+    def _within(self, region: Region) -> Region:
         inner = [slice(0, 0)] * len(region)
         for taken, axis in zip(region, self.permutation):
             inner[axis] = taken
-        return self.inner.raw(tuple(inner)).transpose(self.permutation)
+        return tuple(inner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,13 +238,23 @@ class Reshaped(Constant):
     def kind(self) -> str:
         return self.inner.kind
 
+    @property
+    def plain(self) -> bool:
+        return self.inner.plain
+
     def raw(self, region: Region) -> np.ndarray:
+        return self._regrouped(region, self.inner.raw)
+
+    def ulp(self, region: Region) -> np.ndarray:
+        return self._regrouped(region, self.inner.ulp)
+
+    def _regrouped(self, region: Region, read: Callable[[Region], np.ndarray]) -> np.ndarray:
         inner = self.inner.shape
         # Rows of the result are whole rows of the inner constant when only trailing axes are regrouped.
         if inner and self.shape and inner[0] == self.shape[0]:
-            rows = self.inner.raw((region[0], *(slice(0, n) for n in inner[1:])))
+            rows = read((region[0], *(slice(0, n) for n in inner[1:])))
             return rows.reshape(-1, *self.shape[1:])[(slice(None), *region[1:])]
-        return self.inner.raw(tuple(slice(0, n) for n in inner)).reshape(self.shape)[region]
+        return read(tuple(slice(0, n) for n in inner)).reshape(self.shape)[region]
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,8 +278,52 @@ class Sliced(Constant):
     def kind(self) -> str:
         return self.inner.kind
 
+    @property
+    def plain(self) -> bool:
+        return self.inner.plain
+
     def raw(self, region: Region) -> np.ndarray:
-        return self.inner.raw(tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(self.region, region)))
+        return self.inner.raw(self._within(region))
+
+    def ulp(self, region: Region) -> np.ndarray:
+        return self.inner.ulp(self._within(region))
+
+    def _within(self, region: Region) -> Region:
+        return tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(self.region, region))
+
+
+@dataclass(frozen=True, eq=False)
+class Reciprocal(Constant):
+    """1/c for a constant c without zeros. An ulp of c is worth ulp(c)/c² here."""
+
+    inner: Constant
+    roundings: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.inner.shape
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("reciprocal", self.inner.key)
+
+    @property
+    def stored(self) -> Stored | None:
+        return self.inner.stored
+
+    @property
+    def kind(self) -> str:
+        return self.inner.kind
+
+    @property
+    def plain(self) -> bool:
+        return False
+
+    def raw(self, region: Region) -> np.ndarray:
+        return 1.0 / self.inner.read(region)
+
+    def ulp(self, region: Region) -> np.ndarray:
+        return self.inner.ulp(region) / self.inner.read(region) ** 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,6 +410,19 @@ class Grouped(Constant):
     def kind(self) -> str:
         return self.inner.kind
 
+    @property
+    def plain(self) -> bool:
+        return False
+
+    def ulp(self, region: Region) -> np.ndarray:
+        """Outside the blocks there is nothing to be adjusted."""
+        return np.where(self._in_blocks(region), spacing(self.raw(region)), 0.0)
+
+    def _in_blocks(self, region: Region) -> np.ndarray:
+        width, height = self.inner.shape[1], self.inner.shape[0] // self.groups
+        rows, columns = (np.arange(taken.start, taken.stop) // n for taken, n in zip(region, (width, height)))
+        return rows[:, None] == columns[None, :]
+
     def raw(self, region: Region) -> np.ndarray:
         rows, columns = region
         width, height = self.inner.shape[1], self.inner.shape[0] // self.groups
@@ -360,7 +446,7 @@ def sources(constant: Constant) -> Iterator[Stored]:
     elif isinstance(constant, Joined):
         for part in constant.parts:
             yield from sources(part)
-    elif isinstance(constant, Permuted | Reshaped | Sliced | Grouped | Expanded):
+    elif isinstance(constant, Permuted | Reshaped | Sliced | Grouped | Expanded | Reciprocal):
         yield from sources(constant.inner)
 
 
@@ -369,6 +455,8 @@ def permuted(constant: Constant, permutation: tuple[int, ...]) -> Constant:
         return constant
     if isinstance(constant, Permuted):
         return permuted(constant.inner, tuple(constant.permutation[axis] for axis in permutation))
+    if isinstance(constant, Reciprocal):
+        return Reciprocal(permuted(constant.inner, permutation))
     return Permuted(constant, permutation)
 
 
@@ -377,12 +465,16 @@ def reshaped(constant: Constant, shape: tuple[int, ...]) -> Constant:
         return constant
     if isinstance(constant, Reshaped):
         return reshaped(constant.inner, shape)
+    if isinstance(constant, Reciprocal):
+        return Reciprocal(reshaped(constant.inner, shape))
     return Reshaped(constant, shape)
 
 
 def sliced(constant: Constant, region: Region) -> Constant:
     if all(s.start == 0 and s.stop == n for s, n in zip(region, constant.shape)):
         return constant
+    if isinstance(constant, Reciprocal):
+        return Reciprocal(sliced(constant.inner, region))
     if isinstance(constant, Permuted):
         inner = [slice(0, 0)] * len(region)
         for taken, axis in zip(region, constant.permutation):

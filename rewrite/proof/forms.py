@@ -415,7 +415,8 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
                 many = None if single is None else term.mapped(axis, factor, single, Dim.of(size_out))
                 if many is None:
                     return None
-                terms.append(many)
+                # One channel to one is seen in no view, like a number in front.
+                terms.append(many if size_out != 1 else replace(many, view=term.view))
                 continue
             chains = tuple(new for c in term.chains if (s := c.then(Spread(size_in))) and (new := s.then(factor)))
             axes = list(term.view.axes)
@@ -443,7 +444,8 @@ def mapped(form: Form, axis: int, factor: Factor) -> Form | None:
 def _single_axis(term: Term) -> int | None:
     """An axis of the atom that has one entry, on which a map of one channel to many acts; None where there is none."""
     if term.axis is not None:
-        return None
+        seen = any(isinstance(e, Piece) and e.axis == term.axis for elements in term.view.axes for e in elements)
+        return None if seen or term.axis_size(term.axis) != ONE else term.axis
     return next((axis for axis, size in enumerate(term.atom.shape) if size == ONE), None)
 
 

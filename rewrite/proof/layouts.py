@@ -311,7 +311,7 @@ def split(walk, node, operands):
 def padding(walk, node, operands):
     """Zeros around: a view, as long as what is put around is zero."""
     pads = integers(operands[1]) if len(operands) > 1 else None
-    if pads is None or attribute(node, "mode", "constant") != "constant" or any(p < 0 for p in pads):
+    if pads is None or attribute(node, "mode", "constant") != "constant":
         return None
     form = walk.form(operands[0])
     if form.kind != "f":
@@ -332,6 +332,13 @@ def padding(walk, node, operands):
         before, after = pads[index], pads[index + len(axes)]
         if not before and not after:
             continue
+        if before < 0 or after < 0:
+            # Less than nothing is cut off.
+            kept = form.shape[axis] + min(before, 0) + min(after, 0)
+            if kept.least is None or kept.least < 0:
+                return None
+            form = forms.take(form, axis, Dim.of(max(-before, 0)), kept)
+        before, after = max(before, 0), max(after, 0)
         zero = lambda n: Form((*form.shape[:axis], Dim.of(n), *form.shape[axis + 1 :]), ())  # noqa: E731, B023
         form = forms.concatenate([zero(before), form, zero(after)], axis)
     return form

@@ -109,11 +109,34 @@ class Comparer:
             if cancelled is not None:
                 total = total + cancelled
                 left, rest = ([Chain(chain.body) for chain in chains] for chains in (left, rest))
+            left, rest, behind = self._by_ends(left, rest, size)
+            total = total + behind
             for place in (-1, 0):
                 left, rest, shared = self._without_shared(left, rest, place)
                 total = total + shared
+            if not left and not rest:
+                return total
             outcome = self._sums(left, rest, size)
         return total + outcome if isinstance(outcome, Match) else outcome
+
+    def _by_ends(
+        self, rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None
+    ) -> tuple[Sequence[Chain], Sequence[Chain], Match]:
+        """A·K + B·L against C·K + D·K + E·L: what ends in one constant is compared by itself, and left out if equal."""
+        total = Match()
+        for end in {chain.body[-1].key: chain.body[-1] for chain in rewritten if len(chain.body) > 1}.values():
+            mine, known = (
+                [chain for chain in side if len(chain.body) > 1 and self.same_factor(chain.body[-1], end)]
+                for side in (rewritten, original)
+            )
+            if not known or len(mine) == len(rewritten):
+                continue
+            outcome = self.compare(mine, known, size)
+            if isinstance(outcome, Match):
+                total = total + outcome
+                rewritten, original = ([c for c in side if c not in part] for side, part in
+                                       ((rewritten, mine), (original, known)))  # fmt: skip
+        return rewritten, original, total
 
     def _without_shared(
         self, rewritten: Sequence[Chain], original: Sequence[Chain], place: int
@@ -199,6 +222,10 @@ class Comparer:
         return self._chains[index]
 
 
+LOST = 2.0**-27
+"""In ulps of float32: what a number that was computed in float64 may have lost."""
+
+
 def _cancel_scalars(ours: Scalar, theirs: Scalar) -> Match | None:
     """Equal numbers in front cancel; so do two that were both written down and agree within an ulp."""
     if ours.value != theirs.value and 1.0 in (ours.value, theirs.value):
@@ -214,9 +241,9 @@ def compare_scalars(ours: Scalar, theirs: Scalar) -> Outcome:
     if not (math.isfinite(ours.value) and math.isfinite(theirs.value)):
         return Mismatch(f"{ours.value!r} is no real number")
     distance = abs(ours.value - theirs.value)
-    # What the arithmetic on both numbers in float64 may have lost; it is nobody's to adjust.
+    # What the arithmetic on both numbers in float64 may have lost; it is nobody's to adjust, and no equality.
     if distance <= 4 * UNIT * abs(theirs.value) and not ours.origins:
-        return Match()
+        return Match(LOST)
     if ours.defined and not theirs.defined:
         # An operator's own number against one that was written out.
         ulps = distance / (unit_at(theirs.value, ours.defined) or distance / 2.0**60)

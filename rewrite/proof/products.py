@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,8 @@ def rows(factors: Sequence[Factor], taken: slice, size: int) -> Block:
     if isinstance(head, Scalar):
         return rows(rest, taken, size).scaled(head.value)
     if isinstance(head, Diagonal):
-        return rows(rest, taken, size).scaled(head.constant.read((taken,))[:, None])
+        block = rows(rest, taken, size).scaled(head.constant.read((taken,))[:, None])
+        return replace(block, roundings=block.roundings + head.constant.roundings)
     if isinstance(head, Centre):
         return centred(rows(rest, slice(0, size), size), axis=0, taken=taken)
     if isinstance(head, Exact) and (values := diagonal_of(head.transform)) is not None:
@@ -103,7 +105,8 @@ def rows(factors: Sequence[Factor], taken: slice, size: int) -> Block:
     if isinstance(head, Exact):
         return followed(exact(np.eye(size)[taken]), head)
     if isinstance(head, Matrix):
-        block = exact(head.constant.read((taken, slice(0, head.constant.shape[1]))))
+        values = head.constant.read((taken, slice(0, head.constant.shape[1])))
+        block = Block(values, roundings=head.constant.roundings)
     elif isinstance(head, Mean):
         block = Block(np.full((taken.stop - taken.start, 1), 1.0 / head.size), roundings=1)
     else:
@@ -153,7 +156,8 @@ def followed(block: Block, factor: Factor) -> Block:
     if isinstance(factor, Scalar):
         return block.scaled(factor.value)
     if isinstance(factor, Diagonal):
-        return block.scaled(factor.constant.whole()[None, :])
+        block = block.scaled(factor.constant.whole()[None, :])
+        return replace(block, roundings=block.roundings + factor.constant.roundings)
     if isinstance(factor, Centre):
         return centred(block, axis=1)
     if isinstance(factor, Mean):
@@ -177,7 +181,7 @@ def followed(block: Block, factor: Factor) -> Block:
         magnitude += np.abs(block.value[:, part]) @ size
         error += inexact[:, part] @ size
     # A dot product of n terms in any order is off by at most n·2⁻⁵³·Σ|terms| (Higham 2002, §3.1).
-    return Block(value, 0, error + (inner + 1) * magnitude, magnitude / inner)
+    return Block(value, 0, error + (inner + 1 + factor.constant.roundings) * magnitude, magnitude / inner)
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,7 @@ def _compare_rows(
     worth = sensitivity(rewritten[place.chain], place) if place is not None else []
     # `largest` is the mean of what a product sums.
     summed = max((f.constant.shape[0] for c in original for f in c.body[1:] if isinstance(f, Matrix)), default=1)
+    plain = all(_is_plain(chain) for chain in (*rewritten, *original))
     bare = len(rewritten) == len(rewritten[0].factors) == 1 if rewritten else False
     fitted = any(isinstance(f, Exact) and f.fitted for chain in original for f in chain.factors)
     for start in range(taken.start, taken.stop, step):
@@ -301,6 +306,18 @@ def _compare_rows(
         if farthest <= place.ulps:
             reported = max(reported, farthest)
             continue
+        if plain:
+            # What cancels by more than float64 holds is summed exactly: its numbers are those of stored constants.
+            doubtful = np.argwhere(distance + bound > place.ulps * unit)
+            if len(doubtful) > LARGEST_DOUBT:
+                return Mismatch(f"{len(doubtful)} entries cancel by more than float64 holds", float("inf"))
+            for row, column in doubtful:
+                at = (start + int(row), int(column))
+                apart = abs(_entry(rewritten, *at) - _entry(original, *at))
+                if apart > Fraction(float(unit[row, column])) * Fraction(place.ulps):
+                    off = float(apart) / max(float(unit[row, column]), 1e-300)
+                    return Mismatch(f"{_name(place)} is {off:.3g} ulp off at {at}", off)
+                distance[row, column], bound[row, column] = float(apart), 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             wide = np.maximum(unit, largest_unit(target.largest, place.epsilon))
             # A transform that was fitted to rounded weights is off by their rounding, cancelling entries first; so is a
@@ -311,11 +328,42 @@ def _compare_rows(
             ratio = np.where(distance + bound == 0.0, 0.0, (distance + bound) / unit)
         at = np.unravel_index(int(np.argmax(excess)), excess.shape)
         if excess[at] > place.ulps:
-            name = place.constant.stored.name if place.constant.stored else "a constant"
             where = (start + int(at[0]), int(at[1]))
-            return Mismatch(f"{name} is {excess[at]:.3g} ulp off at {where}", float(excess[at]))
+            return Mismatch(f"{_name(place)} is {excess[at]:.3g} ulp off at {where}", float(excess[at]))
         reported = max(reported, float(ratio.max(initial=0.0)))
     return reported
+
+
+LARGEST_DOUBT = 4096
+"""Entries of one step that are summed exactly."""
+
+
+def _name(place: Adjustable) -> str:
+    return place.constant.stored.name if place.constant.stored else "a constant"
+
+
+def _is_plain(chain: Chain) -> bool:
+    """Whether an entry of the product is a product of stored numbers, with nothing summed inside."""
+    matrices = [factor for factor in chain.body if isinstance(factor, Matrix | Spread)]
+    known = all(isinstance(factor, Matrix | Diagonal | Spread) for factor in chain.body)
+    return known and len(matrices) == 1 and not any(c.roundings for c in constants_of(chain.body))
+
+
+def _entry(chains: Sequence[Chain], row: int, column: int) -> Fraction:
+    """One entry of a sum of plain products, exactly."""
+    total = Fraction(0)
+    for chain in chains:
+        number, place = Fraction(chain.scalar.value), row
+        for factor in chain.body:
+            if isinstance(factor, Matrix):
+                block = factor.constant.read((slice(row, row + 1), slice(column, column + 1)))
+                number, place = number * Fraction(float(block.flat[0])), column
+            elif isinstance(factor, Diagonal):
+                number *= Fraction(float(factor.constant.read((slice(place, place + 1),))[0]))
+            else:
+                place = column
+        total += number
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,6 +393,17 @@ class _Window(Constant):
     def raw(self, region: Region) -> np.ndarray:
         rows, *columns = region
         return self.values[(slice(rows.start - self.start, rows.stop - self.start), *columns)]
+
+    @property
+    def plain(self) -> bool:
+        return self.inner.plain
+
+    def ulp(self, region: Region) -> np.ndarray:
+        return spacing(self.raw(region)) if self.plain else self.inner.ulp(region)
+
+    @property
+    def roundings(self) -> int:  # type: ignore[override]
+        return self.inner.roundings
 
 
 def _resident(chains: Sequence[Chain], taken: slice) -> list[Chain]:
@@ -400,7 +459,8 @@ def adjustable(chains: Sequence[Chain], ulps: float = 1.0) -> Adjustable | None:
             if not all(isinstance(f, Scalar | Diagonal) for f in behind):
                 continue
             if best is None or constant.size > best.constant.size:
-                sample = constant.raw(tuple(slice(0, min(n, 1)) for n in constant.shape))
+                origin = constant.stored
+                sample = origin.raw(tuple(slice(0, min(n, 1)) for n in origin.shape))
                 best = Adjustable(i, j, constant, float(spacing_of_one(sample)), ulps)
     return best
 

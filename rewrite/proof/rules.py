@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from rewrite.proof import forms, reduction, symmetry
 from rewrite.proof.chains import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Matrix, Mean, Scalar, diagonal_of
-from rewrite.proof.constants import Array, Constant, permuted, reshaped, sliced
+from rewrite.proof.constants import Array, Constant, Reciprocal, permuted, reshaped, sliced
 from rewrite.proof.dimensions import ONE, Dim, Shape, broadcast, product
 from rewrite.proof.forms import Form, form_of
 from rewrite.proof.transforms import Isometry, Signs
@@ -90,6 +90,10 @@ def multiplication(walk, node, operands):
     return times_constant(walk, walk.form(a), b) if isinstance(b, Constant) else times(walk, walk.form(a), walk.form(b))
 
 
+LARGEST_DIVISOR = 1 << 20
+"""Entries of a constant that is read to see whether it may be divided by."""
+
+
 @rule("Div")
 def division(walk, node, operands):
     a, b = operands
@@ -99,7 +103,9 @@ def division(walk, node, operands):
         if b.size == 1:
             a, shape = walk.form(a), tuple(Dim.of(n) for n in b.shape)
             return forms.scaled(forms.widened(a, broadcast(a.shape, shape)), walk.reciprocal(b))
-        return times_constant(walk, walk.form(a), walk.computed(1.0 / b.whole(), [b]))
+        if b.size > LARGEST_DIVISOR or not b.whole().all():
+            return times(walk, walk.form(a), power(walk, walk.form(b), -1.0))
+        return times_constant(walk, walk.form(a), Reciprocal(b))
     return times(walk, walk.form(a), power(walk, walk.form(b), -1.0))
 
 

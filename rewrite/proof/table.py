@@ -16,9 +16,15 @@ from rewrite.proof.constants import Constant, sources
 from rewrite.proof.demands import SHIPPED, Demand, conflict
 from rewrite.proof.dimensions import Shape
 from rewrite.proof.forms import IDENTITY, Atom, Form, Term
-from rewrite.proof.linear import Comparer, substituted
+from rewrite.proof.linear import LOST, Comparer, substituted
 from rewrite.proof.products import Match, Mismatch, Outcome
 from rewrite.proof.transforms import Transform
+
+TOTAL = frozenset(
+    "Abs Celu Cos Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Mish Relu Selu Sigmoid Sin Softplus Softsign Tanh"
+    " ThresholdedRelu".split()
+)
+"""Functions that have a value at every number."""
 
 
 @dataclass
@@ -43,6 +49,7 @@ class Table:
     found: list[Transform] = field(default_factory=list)
     sure: set[int] = field(default_factory=set)
     products: dict[tuple[Any, ...], Form] = field(default_factory=dict)
+    _defined: dict[int, bool] = field(default_factory=dict)
     _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _alike: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
     _constants: dict[tuple[Any, ...], list[Constant]] = field(default_factory=dict)
@@ -58,6 +65,32 @@ class Table:
         for atom in self.atoms.values():
             given = atom.key[0] in ("one", "eye", "input")
             object.__setattr__(atom, "spare", not given and atom.number not in self.sure)
+        self._defined.clear()
+
+    def defined(self, atom: Atom) -> bool:
+        """Whether it is a number wherever the original's outputs are: they rest on it, or it is one for all inputs."""
+        if atom.sure:
+            return True
+        if atom.number not in self._defined:
+            self._defined[atom.number] = self._is_total(atom.key)
+        return self._defined[atom.number]
+
+    def _is_total(self, key: tuple[Any, ...]) -> bool:
+        kind = key[0]
+        if kind in ("one", "eye", "input"):
+            return True
+        operands: tuple[Any, ...] = ()
+        positive = kind == "rms" and key[2] > 0
+        whole = kind == "power" and key[2] > 0 and key[2] == round(key[2])
+        if kind in ("sampled", "averaged", "mean", "sum", "value", "reshape") or positive or whole:
+            operands = key[1:2]
+        elif kind == "product":
+            operands = key[1]
+        elif kind == "contraction":
+            operands = key[1:3]
+        elif kind == "operator" and key[1] == "" and key[2] in TOTAL and all(one[0] == "form" for one in key[4]):
+            operands = tuple(one[1] for one in key[4])
+        return bool(operands) and all(self.defined(term.atom) for n in operands for term in self.forms[n].terms)
 
     def intern(self, form: Form, side: str, node: str, hint: int | None = None) -> int:
         """The number of `form`; `hint` is the number of the original's value of the same name, tried first."""
@@ -125,24 +158,33 @@ class Table:
             axis = next(iter(axes), None)
             size = term.atom.shape[axis].constant if axis is not None else None
             mine, known = ours.chains if ours else (), theirs.chains if theirs else ()
-            outcome = self.comparer.compare(mine, known, size)
-            if isinstance(outcome, Match):
-                total = total + outcome
-            elif term.atom.key[0] in ("one", "sampled"):
+            if self._is_constant(term.atom):
                 left.append((mine, known, size))
-            else:
-                return outcome
-        for mine, known, size in left:
-            # A shift that a solved matrix carries on is carried on by its exact value.
-            carried = substituted(mine, dict(total.solutions)) if total.solutions else mine
-            outcome = self.comparer.compare(carried, known, size)
+                continue
+            outcome = self.comparer.compare(mine, known, size)
             if isinstance(outcome, Mismatch):
                 return outcome
             total = total + outcome
+        solutions = dict(total.solutions)
+        for mine, known, size in left:
+            # A shift that a solved matrix carries on is carried on by its exact value.
+            carried = substituted(mine, solutions) if solutions else mine
+            outcome = self.comparer.compare(carried, known, size)
+            if isinstance(outcome, Mismatch) and solutions:
+                outcome = self.comparer.compare(mine, known, size)
+            if isinstance(outcome, Mismatch):
+                return outcome
+            total = total + outcome
+            solutions.update(outcome.solutions)
         return total
 
+    def _is_constant(self, atom: Atom) -> bool:
+        """Whether it is the number 1, or that at some places and 0 at others."""
+        known = atom.key[0] == "sampled" and self.forms[atom.key[1]]
+        return atom.key[0] == "one" or bool(known and known.terms and all(t.atom.key == ("one",) for t in known.terms))
+
     def commit(self, match: Match, node: str) -> None:
-        self.ulps = max(self.ulps, match.ulps)
+        self.ulps = max(self.ulps, match.ulps if match.ulps > LOST else 0.0)
         for demand in match.demands:
             self.demands.setdefault(demand, node)
 

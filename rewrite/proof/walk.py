@@ -32,6 +32,9 @@ FOLDED_ELEMENTS = 1 << 24
 SMALL = 1 << 16
 """Constants up to this size are read to see whether they are zero."""
 
+COMPUTED = 64
+"""Roundings of float64 that are taken to be in a constant that arithmetic on constants made."""
+
 CANDIDATES = 4
 """Values of the original that a value without a counterpart is compared with, in search of a change of basis."""
 
@@ -316,7 +319,10 @@ class Walk:
     def mapped(self, form: Form, axis: int, factor: Factor) -> Form:
         """`form` followed by `factor`; where its own maps are in the way, they are closed off into an atom first."""
         if isinstance(factor, Matrix | Diagonal) and factor.constant.size == 1:
-            return forms.scaled(form, self.number(factor.constant))
+            # One number: that of a tensor which holds others is told apart from them as a matrix.
+            origin = factor.constant.stored
+            if origin is None or origin.size == 1:
+                return forms.scaled(form, self.number(factor.constant))
         result = forms.mapped(form, axis, factor)
         if result is not None:
             return result
@@ -365,7 +371,7 @@ class Walk:
     def computed(self, values: np.ndarray, used: Iterable[Constant]) -> Array:
         """A constant that was computed from others, which must then be exactly as they are."""
         self.table.pin(used, self.node)
-        return Array(np.asarray(values))
+        return Array(np.asarray(values), COMPUTED)
 
     def pin(self, value: Value | None) -> None:
         if isinstance(value, Constant):
@@ -459,7 +465,7 @@ class Walk:
         except Exception:  # noqa: BLE001 - whatever the reference cannot evaluate is left to the rules
             return None
         self.table.pin(constants, self.node)
-        return [Array(_real(np.asarray(result))) for result in results]
+        return [Array(_real(np.asarray(result)), COMPUTED) for result in results]
 
     def _opset(self) -> int:
         imports = self.model.opset_imports
@@ -603,11 +609,11 @@ class Walk:
 
 
 EVERYWHERE = frozenset(
-    "Abs Add Attention BatchNormalization BiasGelu Cast Celu Clip Concat Conv ConvTranspose Cos Cosh Div Einsum Elu Erf"
+    "Abs Add Attention BatchNormalization BiasGelu Cast Celu Clip Concat Cos Cosh Div Elu Erf"
     " Exp Expand FastGelu Flatten Gelu Gemm GroupNormalization GroupQueryAttention HardSigmoid HardSwish Identity"
     " InstanceNormalization LayerNormalization LeakyRelu Log LogSoftmax MatMul Mean Mish Mul MultiHeadAttention Neg Pow"
-    " PRelu QuickGelu RMSNormalization Reciprocal ReduceMean ReduceSum ReduceL2 ReduceSumSquare Relu Reshape"
-    " RotaryEmbedding Selu Sigmoid SimplifiedLayerNormalization Sin Sinh SkipLayerNormalization"
+    " QuickGelu RMSNormalization Reciprocal ReduceMean ReduceSum ReduceL2 ReduceSumSquare Relu Reshape"
+    " Selu Sigmoid SimplifiedLayerNormalization Sin Sinh SkipLayerNormalization"
     " SkipSimplifiedLayerNormalization Softmax Softplus Softsign Sqrt Squeeze Sub Sum Swish Tan Tanh Tile Transpose"
     " Unsqueeze".split()
 )
@@ -637,7 +643,25 @@ def _rests_on(node: ir.Node, index: int) -> bool:
         return index == 0
     if node.op_type.startswith("Gather") or node.op_type == "Slice":
         return index > 0
+    if node.op_type in ("PRelu", "RotaryEmbedding"):
+        # A slope is used below 0 only, and of the tables some rows.
+        return index == 0
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return index > 0 or _reads_all(node)
     return node.op_type in EVERYWHERE or node.op_type == "Split"
+
+
+def _reads_all(node: ir.Node) -> bool:
+    """Whether a convolution's windows, or what is left of its result, leave nothing of its input out."""
+
+    def sizes(name: str, default: int) -> list[int]:
+        found = node.attributes.get(name)
+        return [default] if found is None else [int(n) for n in found.value]
+
+    if node.op_type == "ConvTranspose":
+        own = not any(name in node.attributes for name in ("auto_pad", "output_shape"))
+        return own and not any(sizes("pads", 0)) and min(sizes("output_padding", 0)) >= 0
+    return max(sizes("strides", 1)) == max(sizes("dilations", 1)) == 1 and min(sizes("pads", 0)) >= 0
 
 
 def _finest(form: Form) -> Shape:

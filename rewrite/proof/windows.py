@@ -13,7 +13,6 @@ Source: ONNX operators Conv-22, ConvTranspose-22, AveragePool-22.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product as combinations
@@ -23,14 +22,17 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.proof import forms
-from rewrite.proof.chains import Diagonal, Factor, Matrix, Scalar, shipped
+from rewrite.proof.chains import Chain, Diagonal, Factor, Matrix, Scalar, shipped
 from rewrite.proof.constants import Constant, Grouped, blocks, permuted, reshaped, sliced
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque
-from rewrite.proof.forms import Form, Padded, Piece, Term, View
+from rewrite.proof.forms import Form, Padded, Piece, Taken, Term, View
 from rewrite.proof.rules import attribute, mapped_again, multiplied, reduced_elsewhere, rule, settled, unmapped
 
 if TYPE_CHECKING:
     from rewrite.proof.walk import Walk
+
+LARGEST_SUM = 512
+"""Terms that a window of a sum may come to; of more, the sum is taken as one value."""
 
 LARGEST_POOL = 64
 """Taps of an average that is taken apart; of larger ones only the linearity is known."""
@@ -64,10 +66,9 @@ class Sample:
         """This of `inner`, of an axis of `extent`, as one; None where it would read what `inner` left out."""
         if self.divisor != 1:
             return None
-        # Beyond an inner axis that holds all of x and zeros around it there is nothing either.
-        after = (inner.size + inner.start - extent).least
-        plain = (inner.step, inner.divisor) == (1, 1)
-        around = plain and inner.start <= 0 and after is not None and after >= 0
+        # Beyond an inner axis that goes as far as x does, and farther, there is nothing either.
+        after = (inner.size * inner.step + inner.start - extent).least
+        around = inner.divisor == 1 and inner.start < inner.step and after is not None and after >= 0
         if not around and not self.within(inner.size):
             return None
         start = inner.start + inner.step * self.start
@@ -85,6 +86,7 @@ Samples = tuple[Sample, ...]
 def sampled(walk: Walk, form: Form, taps: Sequence[Samples]) -> list[Form]:
     """`form` (batch, channels, …spatial) at the places of each of `taps`; maps of its channels stay outside."""
     simple = all(not term.view.axes[1] or term.whole(1) is not None for term in form.terms)
+    simple = simple and len(form.terms) * len(taps) <= LARGEST_SUM
     terms = form.terms if simple else (None,)
     parts: list[list[Term]] = [[] for _ in taps]
     for term in terms:
@@ -110,23 +112,47 @@ def _sampled_term(walk: Walk, form: Form, term: Term | None, taps: Sequence[Samp
                 return _sampled_term(walk, inner, inner.terms[0], known)
         if not any(term.view.axes[2:]):
             return [_constant(walk, form, term, tap) for tap in taps]
+    own = form if term is None else Form(form.shape, (term,))
     found = None if term is None else unmapped(form, term, range(2, form.rank))
-    if found is None:
-        found = (form if term is None else Form(form.shape, (term,))), None
-        term = None
-    inner, position = found
+    inner, position = found or (own, None)
     number = walk.intern(inner)
     results: list[Form] = []
     for tap in taps:
-        if all(sample.everything(extent) for sample, extent in zip(tap, extents)):
-            results.append(form if term is None else Form(form.shape, (term,)))
+        if _is_all(tap, extents):
+            results.append(own)
             continue
         source, places = _joint(walk, number, tap)
-        atom = walk.atom(("sampled", source, places), (*inner.shape[:2], *(sample.size for sample in tap)))
-        shape = _shape(form, tap)
-        result = forms.form_of(atom) if term is None else Form(shape, (mapped_again(atom, term, position, shape),))
+        if _is_all(places, walk.table.forms[source].shape[2:]):
+            result = walk.table.forms[source]
+            if found is not None and term is not None:
+                result = _mapped_by(walk, result, position, term.chains)
+        else:
+            shape = _shape(form, tap)
+            atom = walk.atom(("sampled", source, places), (*inner.shape[:2], *shape[2:]))
+            result = forms.form_of(atom)
+            if found is not None and term is not None:
+                result = Form(shape, (mapped_again(atom, term, position, shape),))
         results.append(result)
     return results
+
+
+def _is_all(tap: Samples, extents: Shape) -> bool:
+    """Whether `tap` takes a value as it is."""
+    return all(sample.everything(extent) for sample, extent in zip(tap, extents))
+
+
+def _mapped_by(walk: Walk, form: Form, position: int | None, chains: Sequence[Chain]) -> Form:
+    """`form` followed by a sum of `chains` on axis `position` (None: they are numbers)."""
+    parts: list[Form] = []
+    for chain in chains:
+        part = form
+        for factor in chain.factors:
+            if isinstance(factor, Scalar) or position is None:
+                part = forms.scaled(part, chain.scalar)
+            else:
+                part = walk.mapped(part, position, factor)
+        parts.append(part)
+    return forms.add(*parts)
 
 
 def _joint(walk: Walk, number: int, tap: Samples) -> tuple[int, Samples]:
@@ -137,23 +163,22 @@ def _joint(walk: Walk, number: int, tap: Samples) -> tuple[int, Samples]:
     extents = walk.table.forms[known.key[1]].shape[2:]
     joint = [outer.of(inner, extent) for outer, inner, extent in zip(tap, known.key[2], extents)]
     together = tuple(sample for sample in joint if sample is not None)
-    whole = all(sample.everything(extent) for sample, extent in zip(together, extents))
-    return (number, tap) if len(together) < len(tap) or whole else (known.key[1], together)
+    return (number, tap) if len(together) < len(tap) else (known.key[1], together)
 
 
 def _unpadded(form: Form, term: Term) -> tuple[Form, Samples] | None:
-    """`term` without the zeros that its view puts around spatial axes, and where it lies in them."""
+    """`term` without what its view puts around spatial axes or cuts off, and where the value lies in what is left."""
     axes, before, shape = list(term.view.axes), [], list(form.shape)
     for axis in range(2, form.rank):
         element = axes[axis][0] if len(axes[axis]) == 1 else None
-        if not isinstance(element, Padded):
+        if isinstance(element, Padded) and (offset := element.offset.constant) is not None:
+            before.append(Sample(-offset, 1, 1, element.size))
+        elif isinstance(element, Taken) and (first := element.start.constant) is not None and element.step == 1:
+            before.append(Sample(first, 1, 1, element.size, True))
+        else:
             before.append(Sample(0, 1, 1, form.shape[axis], True))
             continue
-        offset = element.offset.constant
-        if offset is None:
-            return None
         axes[axis], shape[axis] = forms.tidy(element.inner), forms.product(each.size for each in element.inner)
-        before.append(Sample(-offset, 1, 1, element.size))
     if axes == list(term.view.axes):
         return None
     bare_term = Term(term.atom, View(tuple(axes), term.view.fixed), term.axis, term.chains)
@@ -186,7 +211,8 @@ def convolution(walk, node, operands):
     if not isinstance(kernel, Constant) or len(kernel.shape) < 3:
         return None
     x, groups = settled(walk, walk.form(operands[0])), attribute(node, "group", 1)
-    taps = _taps(node, x, kernel.shape[2:])
+    windows = _windows(node, x, kernel.shape[2:])
+    taps = None if windows is None else _taps(windows, x)
     if taps is None or x.shape[1] != Dim.of(kernel.shape[1] * groups) or kernel.shape[0] % groups:
         return None
     return _with_bias(walk, _summed(walk, x, kernel, taps, groups, transposed=False), operands)
@@ -218,9 +244,8 @@ Taps = dict[tuple[int, ...], Samples]
 def _summed(walk: Walk, x: Form, kernel: Constant, taps: Taps, groups: int, *, transposed: bool) -> Form:
     """Σ_t x[places of t]·K_t. Entries at which a kernel is zero are left out where what they read is read anyway."""
     busy, extents = _busy(kernel), x.shape[2:]
-    read = any(
-        busy[tap] and all(sample.everything(extent) for sample, extent in zip(places, extents))
-        for tap, places in taps.items()
+    read = all(walk.table.defined(term.atom) for term in x.terms) or any(
+        busy[tap] and _is_all(places, extents) for tap, places in taps.items()
     )
     parts: list[Form] = []
     for tap, shifted in zip(taps, sampled(walk, x, list(taps.values()))):
@@ -303,11 +328,8 @@ def _windows(node: ir.Node, x: Form, kernel: Sequence[int]) -> list[Window] | No
     return chosen
 
 
-def _taps(node: ir.Node, x: Form, kernel: Sequence[int]) -> Taps | None:
-    """Where every tap of a convolution reads."""
-    windows = _windows(node, x, kernel)
-    if windows is None:
-        return None
+def _taps(windows: Sequence[Window], x: Form) -> Taps | None:
+    """Where every tap of a convolution reads; None where there is no result."""
     axes: list[list[Sample]] = []
     for window, extent in zip(windows, x.shape[2:]):
         reach = window.dilation * (window.kernel - 1)
@@ -361,14 +383,27 @@ def global_average(walk, node, operands):
 
 @rule("AveragePool")
 def average(walk, node, operands):
-    """A kernel of equal numbers, as long as every window holds as many values as any other."""
+    """A kernel of equal numbers, as long as every window holds as many values as any other; else only linear."""
     x = walk.form(operands[0])
     kernel = attribute(node, "kernel_shape", ())
-    count = math.prod(kernel)
-    taps = _taps(node, x, kernel) if x.kind == "f" and not attribute(node, "ceil_mode", 0) else None
-    if taps is None or count > LARGEST_POOL:
+    windows = _windows(node, x, kernel) if x.kind == "f" else None
+    taps = None if windows is None else _taps(windows, x)
+    if windows is None or taps is None or attribute(node, "ceil_mode", 0):
         return None
-    windows = _windows(node, x, kernel) or []
-    if not attribute(node, "count_include_pad", 0) and any(window.before or window.after for window in windows):
-        return None
-    return forms.scaled(forms.add(*sampled(walk, x, list(taps.values()))), Scalar(1.0 / count))
+    padded = any(window.before or window.after for window in windows)
+    counted = bool(attribute(node, "count_include_pad", 0))
+    if (counted or not padded) and len(taps) <= LARGEST_POOL:
+        return forms.scaled(forms.add(*sampled(walk, x, list(taps.values()))), Scalar(1.0 / len(taps)))
+    shape = _shape(x, next(iter(taps.values())))
+    parts: list[Form] = []
+    for term in x.terms:
+        if not any(term.view.axes[2:]) and not (padded and counted):
+            parts.append(Form(shape, (term,)))
+            continue
+        found = unmapped(x, term, range(2, x.rank))
+        inner, position = found or (Form(x.shape, (term,)), None)
+        key = ("averaged", walk.intern(inner), tuple(windows), padded and counted)
+        atom = walk.atom(key, (*inner.shape[:2], *shape[2:]))
+        part = forms.form_of(atom) if found is None else Form(shape, (mapped_again(atom, term, position, shape),))
+        parts.append(part)
+    return forms.add(*parts)

@@ -367,6 +367,10 @@ WRONG["a norm behind an average, not shifted"] = (
     "h = Conv(x, k2) y = GlobalAveragePool(h)",
     {**NORM, "k": SQUARE, "k2": single(column(A, 4) * SQUARE)},
 )
+BESIDE = "AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad={}>"
+RIGHT["a norm behind an average that leaves out padding"] = (IMAGE, f"h = Conv(x, k) p = {BESIDE.format(0)}(h) y = BatchNormalization(p, g, be, mu, va)", f"h = Conv(x, k2, t) y = {BESIDE.format(0)}(h)", {**NORM, "k": SQUARE, "k2": single(column(A, 4) * SQUARE), "t": single(T)})
+WRONG["a norm behind an average over padding"] = (IMAGE, f"h = Conv(x, k) p = {BESIDE.format(1)}(h) y = BatchNormalization(p, g, be, mu, va)", f"h = Conv(x, k2, t) y = {BESIDE.format(1)}(h)", {**NORM, "k": SQUARE, "k2": single(column(A, 4) * SQUARE), "t": single(T)})
+WRONG["an average that leaves out padding, or not"] = (IMAGE, f"y = {BESIDE.format(0)}(x)", f"y = {BESIDE.format(1)}(x)", {})
 INVERTED = {**NORM, "k": normal(4, 8, 1, 1), "e": normal(8, 4, 1, 1), "k2": np.zeros(0, np.float32), "s": normal(8)}
 INVERTED["k2"] = single(column(A, 4) * INVERTED["k"])
 INVERTED["t"] = single(T)
