@@ -32,8 +32,8 @@ from rewrite.passes.smooth import Smooth
 from rewrite.passes.stabilize_norm import StabilizeNorm
 
 PASSES = (
-    *(FoldParametrization, FoldScale, FoldBatchnorm, EliminateDeadChannels, MergeDuplicateChannels),
-    *(MergeAffine, MergeBranches),
+    *(FoldParametrization, FoldBatchnorm, FoldScale, MergeAffine, MergeBranches),
+    *(EliminateDeadChannels, MergeDuplicateChannels),
     *(CenterResidual, FoldNorm, CompressResidual, RotateResidual, StabilizeNorm),
     *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
     *(Smooth, Equalize, ReparameterizeNormScale),

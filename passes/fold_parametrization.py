@@ -187,14 +187,18 @@ def _leaves(nodes: tuple[ir.Node, ...]) -> tuple[ir.Value, ...]:
 def _parametrized(nodes: tuple[ir.Node, ...]) -> bool:
     """Whether something is computed; of a weight that only lies in another way, whether it is nobody else's.
 
-    A tied table that is also read as it is, a slice, a widened copy: the network stores these once, and means to.
+    A tied table that is also read as it is, a slice, a widened copy: the network stores these once, and means to. What
+    a pass has changed behind its transpose stays there too, so that a second run finds nothing.
     """
     if any(node.op_type not in MOVES for node in nodes):
         return True
     floats = [leaf for leaf in _leaves(nodes) if _is_float(leaf)]
     chain = set(nodes)
     return all(node.op_type in LAYOUTS for node in nodes) and all(
-        is_constant(leaf) and not leaf.is_graph_output() and all(use.node in chain for use in leaf.uses())
+        is_constant(leaf)
+        and not isinstance(constant_of(leaf), MaterializedTensor)
+        and not leaf.is_graph_output()
+        and all(use.node in chain for use in leaf.uses())
         for leaf in floats
     )
 

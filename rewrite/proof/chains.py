@@ -38,6 +38,10 @@ UNIT = 2.0**-53
 """Unit roundoff of float64."""
 
 
+SMALLEST = 2.0**-1022
+"""The smallest number that float64 holds with all its digits."""
+
+
 SINGLE_ULP = 2.0**-23
 """Relative spacing of float32, in which attributes and an operator's defining constants are written out."""
 
@@ -87,8 +91,11 @@ class Scalar:
     def times(self, other: Scalar) -> Scalar:
         """The product of both numbers."""
         written = [each.epsilon for each in (self, other) if each.origins]
+        value = self.value * other.value
+        if self.value and other.value and not SMALLEST <= abs(value) < math.inf:
+            raise ValueError(f"numbers whose product {value} float64 does not hold")
         return Scalar(
-            self.value * other.value,
+            value,
             tuple(sorted((*self.origins, *other.origins))),
             min(written, default=0.0),
             max(self.defined, other.defined),

@@ -294,7 +294,7 @@ class Sliced(Constant):
 
 @dataclass(frozen=True, eq=False)
 class Reciprocal(Constant):
-    """1/c for a constant c without zeros. An ulp of c is worth ulp(c)/c² here."""
+    """1/c for a constant c without zeros. An ulp u of c is worth 1/c − 1/(c + u) here."""
 
     inner: Constant
     roundings: int = 1
@@ -323,7 +323,8 @@ class Reciprocal(Constant):
         return 1.0 / self.inner.read(region)
 
     def ulp(self, region: Region) -> np.ndarray:
-        return self.inner.ulp(region) / self.inner.read(region) ** 2
+        own, ulp = np.abs(self.inner.read(region)), self.inner.ulp(region)
+        return ulp / (own * (own + ulp))
 
 
 @dataclass(frozen=True, eq=False)

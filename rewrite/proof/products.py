@@ -258,7 +258,11 @@ def compare_window(part: _Part, place: Adjustable | None, size: int) -> float | 
         factor = rewritten[place.chain].factors[place.factor]
         if isinstance(factor, Matrix | Diagonal):
             place = replace(place, constant=factor.constant)
-    return _compare_rows(rewritten, original, place, part.taken, size, part.step)
+    try:
+        with np.errstate(under="raise"):
+            return _compare_rows(rewritten, original, place, part.taken, size, part.step)
+    except FloatingPointError:
+        return Mismatch("a product of constants is smaller than float64 holds")
 
 
 def _compare_rows(
@@ -274,8 +278,8 @@ def _compare_rows(
     worth = sensitivity(rewritten[place.chain], place) if place is not None else []
     # `largest` is the mean of what a product sums.
     summed = max((f.constant.shape[0] for c in original for f in c.body[1:] if isinstance(f, Matrix)), default=1)
-    plain = all(_is_plain(chain) for chain in (*rewritten, *original))
-    bare = len(rewritten) == len(rewritten[0].factors) == 1 if rewritten else False
+    costs = [_rational(chain) for chain in (*rewritten, *original)]
+    bare = place is not None and place.constant.plain and len(rewritten) == len(rewritten[0].factors) == 1
     fitted = any(isinstance(f, Exact) and f.fitted for chain in original for f in chain.factors)
     for start in range(taken.start, taken.stop, step):
         part = slice(start, min(start + step, taken.stop))
@@ -306,11 +310,9 @@ def _compare_rows(
         if farthest <= place.ulps:
             reported = max(reported, farthest)
             continue
-        if plain:
+        doubtful = np.argwhere(distance + bound > place.ulps * unit) if None not in costs else np.zeros((0, 2), int)
+        if len(doubtful) * sum(cost or 0 for cost in costs) <= EXACT_STEPS:
             # What cancels by more than float64 holds is summed exactly: its numbers are those of stored constants.
-            doubtful = np.argwhere(distance + bound > place.ulps * unit)
-            if len(doubtful) > LARGEST_DOUBT:
-                return Mismatch(f"{len(doubtful)} entries cancel by more than float64 holds", float("inf"))
             for row, column in doubtful:
                 at = (start + int(row), int(column))
                 apart = abs(_entry(rewritten, *at) - _entry(original, *at))
@@ -334,35 +336,49 @@ def _compare_rows(
     return reported
 
 
-LARGEST_DOUBT = 4096
-"""Entries of one step that are summed exactly."""
-
-
 def _name(place: Adjustable) -> str:
     return place.constant.stored.name if place.constant.stored else "a constant"
 
 
-def _is_plain(chain: Chain) -> bool:
-    """Whether an entry of the product is a product of stored numbers, with nothing summed inside."""
+EXACT_STEPS = 1 << 21
+"""Multiplications of rational numbers that are spent on entries of one step."""
+
+
+def _rational(chain: Chain) -> int | None:
+    """How many multiplications one entry takes in rational numbers; None where it is not made of stored numbers."""
     matrices = [factor for factor in chain.body if isinstance(factor, Matrix | Spread)]
     known = all(isinstance(factor, Matrix | Diagonal | Spread) for factor in chain.body)
-    return known and len(matrices) == 1 and not any(c.roundings for c in constants_of(chain.body))
+    if not known or not 1 <= len(matrices) <= 2 or any(c.roundings for c in constants_of(chain.body)):
+        return None
+    last = matrices[-1]
+    return len(chain.factors) * (last.constant.shape[0] if isinstance(last, Matrix) and len(matrices) == 2 else 1)
 
 
 def _entry(chains: Sequence[Chain], row: int, column: int) -> Fraction:
-    """One entry of a sum of plain products, exactly."""
+    """One entry of a sum of products of at most two matrices, exactly."""
     total = Fraction(0)
     for chain in chains:
-        number, place = Fraction(chain.scalar.value), row
-        for factor in chain.body:
+        # All rows of the first factors that matter: `row`, and then what the second matrix reads of it.
+        places = [index for index, factor in enumerate(chain.body) if isinstance(factor, Matrix | Spread)]
+        numbers, start = [Fraction(chain.scalar.value)], row
+        for index, factor in enumerate(chain.body):
+            stop = start + len(numbers)
+            if isinstance(factor, Diagonal):
+                own = factor.constant.read((slice(start, stop),))
+                numbers = [number * Fraction(float(each)) for number, each in zip(numbers, own)]
+                continue
+            width = Chain((factor,)).sizes()[1] or 1
+            taken = slice(column, column + 1) if index == places[-1] else slice(0, width)
             if isinstance(factor, Matrix):
-                block = factor.constant.read((slice(row, row + 1), slice(column, column + 1)))
-                number, place = number * Fraction(float(block.flat[0])), column
-            elif isinstance(factor, Diagonal):
-                number *= Fraction(float(factor.constant.read((slice(place, place + 1),))[0]))
+                block = factor.constant.read((slice(start, stop), taken))
             else:
-                place = column
-        total += number
+                block = np.ones((len(numbers), taken.stop - taken.start))
+            numbers = [
+                sum((number * Fraction(float(each)) for number, each in zip(numbers, entries)), Fraction(0))
+                for entries in block.T
+            ]
+            start = taken.start
+        total += numbers[0]
     return total
 
 

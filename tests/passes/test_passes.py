@@ -10,7 +10,16 @@ from pass_examples import EXAMPLES, PRE_LN
 
 import rewrite.passes
 from rewrite.ir.program import Program
-from rewrite.passes import PASSES, CenterResidual, FoldNorm, FoldScale
+from rewrite.passes import (
+    PASSES,
+    CenterResidual,
+    FoldBatchnorm,
+    FoldNorm,
+    FoldParametrization,
+    FoldScale,
+    MergeAffine,
+    MergeBranches,
+)
 from rewrite.proof import prove
 from rewrite.recipes import RECIPES, passes_of
 from rewrite.rule import Applied, apply_pass, explain
@@ -112,7 +121,10 @@ def test_every_file_is_a_pass_in_the_tuple() -> None:
     folder = Path(rewrite.passes.__file__).parent
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert files == {rule.__module__.rpartition(".")[2] for rule in PASSES}
-    assert RECIPES["default"] == tuple(rule.name for rule in (FoldScale, CenterResidual, FoldNorm))
+    affine = (FoldParametrization, FoldBatchnorm, FoldScale, MergeAffine, MergeBranches)
+    assert RECIPES["default"] == tuple(rule.name for rule in (*affine, CenterResidual, FoldNorm))
+    order = [rule.name for rule in PASSES]
+    assert sorted(RECIPES["default"], key=order.index) == list(RECIPES["default"])
 
 
 @pytest.mark.parametrize("rule", PASSES)
