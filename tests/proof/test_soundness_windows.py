@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - a model a line
 """Wrong pairs around convolutions, averages and batch norms: what an adversary made of sums over taps.
 
 Every wrong pair is evaluated in float64 first, and most stand beside one that is true. `OPEN` marks what the proof does
@@ -80,7 +79,29 @@ def _used(body: str, weights: Mapping[str, object]) -> dict[str, np.ndarray]:
 
 RIGHT: dict[str, Pair] = {}
 WRONG: dict[str, Pair] = {}
-OPEN: dict[str, str] = {}
+OPEN: dict[str, str] = {
+    "what cancels in front of a norm, 2^40": "a sum with computed numbers is not summed exactly",
+    "what cancels in front of a norm, 2^60": "a sum with computed numbers is not summed exactly",
+    **{
+        f"a shift for {images}, through {operator}": "what a constant does along the batch axis is forgotten"
+        for images in ("images that were added", "one of two images")
+        for operator in (
+            "a transposed convolution",
+            "a convolution whose taps all meet padding",
+            "an average with padding",
+        )
+    },
+    "nothing, of an average of no value": "an average of a window in padding has no value",
+    **{
+        f"what is said of {name}": "constants are folded by an implementation that is wrong there"
+        for name in (
+            "a norm of old",
+            "a transposed convolution in groups",
+            "a dilated average",
+            "a norm of magnitudes",
+        )
+    },
+}
 """What the proof does not refuse yet, or refuses though it is true, and why."""
 
 IMAGE = "float[B,4,6,6] x"
@@ -183,6 +204,132 @@ WRONG["two numbers of the original that are nearly one"] = Pair(
     {"c1": np.float64(1 + 2.0**-52), "c2": np.float64(1 + 2.0**-51), "c3": np.float64(2.0**52)},
     {"x": np.array([[1.0, 2.0, 4.0, 8.0]])},
 )
+
+# ── Float64's own range and rounding ────────────────────────────────────────────────────────────────────────────────
+
+SMALL = {f"d{i}": single((np.abs(normal(4)) + 0.5) * 1e-38) for i in range(9)}
+SMALL |= {"e0": 2 * SMALL["d0"], "s": single(1e38)}
+
+
+def in_turn(vectors: list[str], number: str) -> str:
+    """x times each of `vectors`, and the number between them."""
+    steps, last = [], "x"
+    for i, name in enumerate(vectors):
+        steps.append(f"a{i} = Mul({last}, {name})")
+        last = f"a{i}"
+        if i + 1 < len(vectors):
+            steps.append(f"b{i} = Mul({last}, {number})")
+            last = f"b{i}"
+    return " ".join((*steps, f"r = Relu({last})"))
+
+
+NINE = [f"d{i}" for i in range(9)]
+RIGHT["products beyond float64"] = Pair(
+    "float[B,4] x", in_turn(NINE, "s") + " y = Mul(r, s)", in_turn(NINE, "s") + " t = Mul(s, r) y = Identity(t)", SMALL
+)
+WRONG["products beyond float64"] = Pair(
+    "float[B,4] x", in_turn(NINE, "s") + " y = Mul(r, s)", in_turn(["e0", *NINE[1:]], "s") + " y = Mul(r, s)", SMALL
+)
+LARGE = {f"n{i}": single((np.abs(normal(4)) + 0.5) * 1e38) for i in range(9)} | {"t": single(1e-38)}
+ALTERNATING = " ".join(
+    f"a{i} = Mul({'x' if not i else f'b{i - 1}'}, t)" + (f" b{i} = Mul(a{i}, n{i})" if i < 8 else "") for i in range(9)
+)
+WRONG["numbers whose product is beyond float64"] = Pair(
+    "float[B,4] x",
+    f"{ALTERNATING} r = Relu(a8) y = Mul(r, n8)",
+    "o = Sub(x, x) r = Relu(o) y = Mul(r, n8)",
+    LARGE,
+)
+UNITS = np.ones((3, 4), np.float32)
+WRONG["the smallest number there is as a divisor"] = Pair(
+    "float[B,3,4] x", "y = Div(x, c)", "y = Div(x, e)", {"c": UNITS, "e": np.full_like(UNITS, 1.4e-45)}
+)
+DIVISOR = {"c": normal(4)}
+DIVISOR["e"] = single(wide(DIVISOR["c"]) / 3)
+RIGHT["a divisor that was rounded"] = Pair(
+    "float[B,3,4] x", "z = Mul(x, n) y = Div(z, c)", "y = Div(x, e)", {**DIVISOR, "n": single(3.0)}
+)
+FEW = normal(4, 1, 1)
+CANCELLING = np.array([[1, -1, 1]] * 4, np.float32).reshape(4, 3, 1, 1)
+IDENTICAL = {"g": single(np.ones(4)), "be": single(np.zeros(4)), "mu": single(np.zeros(4)), "va": single(np.ones(4))}
+for power in (40, 60):
+    large, rows = np.full((4, 4, 1, 1), 2.0**power, np.float32), np.full((3, 4, 1, 1), 2.0**power, np.float32)
+    rows[2] = FEW
+    summed, off = np.repeat(wide(FEW)[None], 4, 0), 2.0 ** (power - 52)
+    WRONG[f"what cancels inside a product, 2^{power}"] = Pair(
+        IMAGE,
+        "h = Conv(x, b) y = Conv(h, a)",
+        "y = Conv(x, k)",
+        {"a": CANCELLING, "b": rows, "k": single(summed + off)},
+    )
+    scale = 1 / np.sqrt(1 + float(np.float32(1e-5)))
+    weights = {**IDENTICAL, "k1": large, "k3": -large, "k2": FEW.reshape(4, 1, 1, 1) * UNITS[:1].reshape(1, 4, 1, 1)}
+    WRONG[f"what cancels in front of a norm, 2^{power}"] = Pair(
+        IMAGE,
+        THREE.replace("y =", "z =") + " y = BatchNormalization(z, g, be, mu, va)",
+        "y = Conv(x, k)",
+        {**weights, "k": single(scale * wide(weights["k2"]) + off)},
+    )
+
+# ── Shifts that are not the same for every image ────────────────────────────────────────────────────────────────────
+
+BATCH = {
+    "b": normal(4, 1, 1),
+    "p": np.array([0, 0, 0, 0, 1, 0, 0, 0]),
+    "k": normal(4, 4, 3, 3),
+    "l": normal(5, 4, 1, 2),
+}
+for name, operator in {
+    "a transposed convolution": "ConvTranspose<strides=[2,2]>(q, k)",
+    "a convolution whose taps all meet padding": "Conv<pads=[0,1,0,1]>(q, l)",
+    "an average with padding": "AveragePool<kernel_shape=[1,2], pads=[0,1,0,1], count_include_pad=1>(q)",
+}.items():
+    WRONG[f"a shift for images that were added, through {name}"] = Pair(
+        "float[1,4,6,6] x",
+        f"c = Add(x, b) q = Pad(c, p) y = {operator}",
+        f"d = Pad(x, p) q = Add(d, b) y = {operator}",
+        BATCH,
+    )
+    WRONG[f"a shift for one of two images, through {name}"] = Pair(
+        "float[1,4,6,6] x, float[1,4,6,6] z",
+        f"c = Add(x, b) q = Concat<axis=0>(c, z) y = {operator}",
+        f"d = Concat<axis=0>(x, z) q = Add(d, b) y = {operator}",
+        BATCH,
+    )
+WRONG["nothing, of an average of no value"] = Pair(
+    "float[B,4,1,1] x",
+    "y = Relu(x)",
+    "a = AveragePool<kernel_shape=[2,2], dilations=[2,2], pads=[1,1,1,1]>(x) c = Conv(a, o) r = Relu(x) y = Add(r, c)",
+    {"o": np.zeros((4, 4, 1, 1), np.float32)},
+)
+
+# ── Constants that operators make of constants ──────────────────────────────────────────────────────────────────────
+
+
+def by_reference(name: str, body: str, weights: Mapping[str, object], opset: int = 23) -> None:
+    """c made of constants, and what ONNX's own implementation, which is wrong there, says that it is."""
+    text = f"(float[1] x) => (c) {{ {body} }}"
+    used = {name: wide(value) for name, value in _used(body, weights).items()}
+    said = single(by_standard(model(text, used, opset=opset), {"x": np.zeros(1, np.float32)})[0])
+    size = ",".join(map(str, said.shape))
+    WRONG[f"what is said of {name}"] = Pair(
+        f"float[{size}] x", f"{body} y = Add(x, c)", "y = Add(x, d)", {**weights, "d": said}, opsets=(opset, opset)
+    )
+
+
+MADE = {"g": normal(2), "be": normal(2), "mu": normal(2), "va": np.abs(normal(2)), "z": normal(2, 2, 2, 3)}
+by_reference("a norm of old", "c = BatchNormalization(z, g, be, mu, va)", MADE, opset=13)
+by_reference(
+    "a transposed convolution in groups",
+    "c = ConvTranspose<group=2, strides=[2,2]>(z, k)",
+    {"z": MADE["z"], "k": normal(2, 1, 2, 2)},
+)
+by_reference(
+    "a dilated average",
+    'c = AveragePool<kernel_shape=[2,2], auto_pad="SAME_LOWER", dilations=[2,2]>(z)',
+    MADE,
+)
+by_reference("a norm of magnitudes", "c = LpNormalization<axis=2, p=1>(z)", MADE)
 
 
 def marked(pairs: Mapping[str, Pair]) -> list[object]:
