@@ -114,20 +114,24 @@ def _build_peer(module, inputs: dict, artifact: str, target: Path) -> None:
     OnnxExporter.save_program(exported.program, target / "model.onnx")
 
 
-def serve(folder: Path, inputs: dict[str, np.ndarray], threads: int, connection: Connection) -> None:
-    """In its own process: open the artifact, then for each count received send that many latencies in seconds."""
+def opened(folder: Path, threads: int):
+    """A session of an artifact: by its `session.json` where it has one, else with the runtime's default options."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
-    try:
-        if (folder / "session.json").exists():
-            from rewrite.targets import open_session
+    if (folder / "session.json").exists():
+        from rewrite.targets import open_session
 
-            session = open_session(folder, intra_op_num_threads=threads)
-        else:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        return open_session(folder, intra_op_num_threads=threads)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+
+def serve(folder: Path, inputs: dict[str, np.ndarray], threads: int, connection: Connection) -> None:
+    """In its own process: open the artifact, then for each count received send that many latencies in seconds."""
+    try:
+        session = opened(folder, threads)
         session.run(None, inputs)
     except Exception as error:  # noqa: BLE001 — a graph that does not run is a result of this benchmark
         connection.send(f"{type(error).__name__}: {error}".splitlines()[0])
