@@ -80,6 +80,9 @@ def _used(body: str, weights: Mapping[str, object]) -> dict[str, np.ndarray]:
 RIGHT: dict[str, Pair] = {}
 WRONG: dict[str, Pair] = {}
 OPEN: dict[str, str] = {
+    "what cancels everywhere": "more entries than are summed exactly are not refused",
+    "what cancels inside three matrices": "more than two matrices are not summed exactly",
+    "what cancels in front of a mean": "means are not summed exactly",
     "what cancels in front of a norm, 2^40": "a sum with computed numbers is not summed exactly",
     "what cancels in front of a norm, 2^60": "a sum with computed numbers is not summed exactly",
     **{
@@ -270,6 +273,41 @@ for power in (40, 60):
         "y = Conv(x, k)",
         {**weights, "k": single(scale * wide(weights["k2"]) + off)},
     )
+
+LOUD = np.zeros((256, 66), np.float32)
+LOUD[:, :2], LOUD[:, 2:] = 2.0**40, normal(256, 64)
+QUIET = np.zeros((66, 128), np.float32)
+QUIET[0], QUIET[1], QUIET[2:] = 1, -1, 0.1 * normal(64, 128)
+HEARD = wide(LOUD)[:, 2:] @ wide(QUIET)[2:]
+WRONG["what cancels everywhere"] = Pair(
+    "float[B,256] x",
+    "h = MatMul(x, a) y = MatMul(h, b)",
+    "y = MatMul(x, k)",
+    {"a": LOUD, "b": QUIET, "k": single(HEARD + 1e-3)},
+)
+BETWEEN = np.eye(4, dtype=np.float32)
+BETWEEN[3, 2] = 0.5
+FOUR = {"a": LOUD[:4, :4], "e": BETWEEN, "b": QUIET[:4, :4]}
+HEARD = wide(FOUR["a"])[:, 2:] @ wide(BETWEEN)[2:, 2:] @ wide(FOUR["b"])[2:]
+WRONG["what cancels inside three matrices"] = Pair(
+    "float[B,4] x",
+    "h = MatMul(x, a) g = MatMul(h, e) y = MatMul(g, b)",
+    "y = MatMul(x, k)",
+    {**FOUR, "k": single(HEARD + 1e-3)},
+)
+OFF = normal(4, 4)
+WRONG["what cancels in front of a mean"] = Pair(
+    "float[B,4] x",
+    "p = MatMul(x, k1) q = MatMul(x, k3) r = MatMul(x, k2) s = Add(p, q) z = Add(s, r) m = ReduceMean(z, n) y = Sub(z, m)",
+    "y = MatMul(x, k)",
+    {
+        "k1": np.full((4, 4), 2.0**40, np.float32),
+        "k3": np.full((4, 4), -(2.0**40), np.float32),
+        "k2": OFF,
+        "n": np.array([-1]),
+        "k": single(wide(OFF) - wide(OFF).mean(1, keepdims=True) + 1e-4),
+    },
+)
 
 # ── Shifts that are not the same for every image ────────────────────────────────────────────────────────────────────
 
