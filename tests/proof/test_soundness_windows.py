@@ -298,7 +298,8 @@ WRONG["what cancels inside three matrices"] = Pair(
 OFF = normal(4, 4)
 WRONG["what cancels in front of a mean"] = Pair(
     "float[B,4] x",
-    "p = MatMul(x, k1) q = MatMul(x, k3) r = MatMul(x, k2) s = Add(p, q) z = Add(s, r) m = ReduceMean(z, n) y = Sub(z, m)",
+    "p = MatMul(x, k1) q = MatMul(x, k3) r = MatMul(x, k2) s = Add(p, q) z = Add(s, r)"
+    " m = ReduceMean(z, n) y = Sub(z, m)",
     "y = MatMul(x, k)",
     {
         "k1": np.full((4, 4), 2.0**40, np.float32),
