@@ -80,6 +80,19 @@ def _used(body: str, weights: Mapping[str, object]) -> dict[str, np.ndarray]:
 RIGHT: dict[str, Pair] = {}
 WRONG: dict[str, Pair] = {}
 OPEN: dict[str, str] = {
+    **{
+        name: "a constant that is no number goes with the chain that holds it"
+        for name in (
+            "an infinite factor, less itself",
+            "an infinite shift, less itself",
+            "an infinite factor, times 0",
+            "no number, less itself",
+            "no number under a kernel of zeros",
+            "a norm of no deviation under zeros",
+        )
+    },
+    "nothing, of a scale that a mean does not read": "an output that does not rest on every operand",
+    "nothing, of a function of no number": "Celu is total for some alphas only",
     "what cancels everywhere": "more entries than are summed exactly are not refused",
     "what cancels inside three matrices": "more than two matrices are not summed exactly",
     "what cancels in front of a mean": "means are not summed exactly",
@@ -369,6 +382,38 @@ by_reference(
     MADE,
 )
 by_reference("a norm of magnitudes", "c = LpNormalization<axis=2, p=1>(z)", MADE)
+
+# ── Constants that are no numbers ───────────────────────────────────────────────────────────────────────────────────
+
+UNREAL = {
+    "g": np.array([np.inf, 1, 1, 1], np.float32).reshape(4, 1, 1),
+    "n": np.full((4, 1, 1), np.nan, np.float32),
+    "k": normal(4, 4, 1, 1),
+    "o": np.zeros((4, 4, 1, 1), np.float32),
+    "v": -np.ones(4, np.float32),
+    "u": np.ones(4, np.float32),
+    "z": single(0.0),
+}
+for name, body in {
+    "an infinite factor, less itself": "a = Mul(x, g) b = Sub(a, a) c = Conv(x, k) y = Add(c, b)",
+    "an infinite shift, less itself": "a = Add(x, g) b = Sub(a, g) y = Conv(b, k)",
+    "an infinite factor, times 0": "a = Mul(x, g) b = Mul(a, z) c = Conv(x, k) d = Add(b, x) e = Sub(d, x) y = Add(c, e)",
+    "no number, less itself": "a = Add(x, n) b = Sub(a, n) y = Conv(b, k)",
+    "no number under a kernel of zeros": "a = Mul(x, n) b = Conv(a, o) c = Conv(x, k) y = Add(c, b)",
+    "a norm of no deviation under zeros": "a = BatchNormalization(x, u, u, u, v) b = Conv(a, o) c = Conv(x, k) y = Add(c, b)",
+}.items():
+    WRONG[name] = Pair(IMAGE, "y = Conv(x, k)", body, UNREAL)
+WRONG["nothing, of a scale that a mean does not read"] = Pair(
+    "float[2,4] x, float[4] z",
+    "s = Sqrt(z) o, y = LayerNormalization(x, s)",
+    "s = Sqrt(z) d = Sub(s, s) o, m = LayerNormalization(x, s) r = ReduceSum(d, n) y = Add(m, r)",
+    {"n": np.array([0])},
+    {"x": normal(2, 4), "z": -np.abs(normal(4))},
+    declared=True,
+)
+WRONG["nothing, of a function of no number"] = Pair(
+    IMAGE, "y = Relu(x)", "c = Celu<alpha=0.0>(x) d = Conv(c, o) r = Relu(x) y = Add(r, d)", UNREAL
+)
 
 
 def marked(pairs: Mapping[str, Pair]) -> list[object]:
