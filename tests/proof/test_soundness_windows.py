@@ -80,17 +80,17 @@ def _used(body: str, weights: Mapping[str, object]) -> dict[str, np.ndarray]:
 RIGHT: dict[str, Pair] = {}
 WRONG: dict[str, Pair] = {}
 OPEN: dict[str, str] = {
-    **{
-        name: "a constant that is no number goes with the chain that holds it"
-        for name in (
+    **dict.fromkeys(
+        (
             "an infinite factor, less itself",
             "an infinite shift, less itself",
             "an infinite factor, times 0",
             "no number, less itself",
             "no number under a kernel of zeros",
             "a norm of no deviation under zeros",
-        )
-    },
+        ),
+        "a constant that is no number goes with the chain that holds it",
+    ),
     "nothing, of a scale that a mean does not read": "an output that does not rest on every operand",
     "nothing, of a function of no number": "Celu is total for some alphas only",
     "what cancels everywhere": "more entries than are summed exactly are not refused",
@@ -397,10 +397,11 @@ UNREAL = {
 for name, body in {
     "an infinite factor, less itself": "a = Mul(x, g) b = Sub(a, a) c = Conv(x, k) y = Add(c, b)",
     "an infinite shift, less itself": "a = Add(x, g) b = Sub(a, g) y = Conv(b, k)",
-    "an infinite factor, times 0": "a = Mul(x, g) b = Mul(a, z) c = Conv(x, k) d = Add(b, x) e = Sub(d, x) y = Add(c, e)",
+    "an infinite factor, times 0": "a = Mul(x, g) b = Mul(a, z) d = Add(b, x) y = Conv(d, k)",
     "no number, less itself": "a = Add(x, n) b = Sub(a, n) y = Conv(b, k)",
     "no number under a kernel of zeros": "a = Mul(x, n) b = Conv(a, o) c = Conv(x, k) y = Add(c, b)",
-    "a norm of no deviation under zeros": "a = BatchNormalization(x, u, u, u, v) b = Conv(a, o) c = Conv(x, k) y = Add(c, b)",
+    "a norm of no deviation under zeros": "a = BatchNormalization(x, u, u, u, v) b = Conv(a, o) c = Conv(x, k)"
+    " y = Add(c, b)",
 }.items():
     WRONG[name] = Pair(IMAGE, "y = Conv(x, k)", body, UNREAL)
 WRONG["nothing, of a scale that a mean does not read"] = Pair(
