@@ -311,7 +311,11 @@ def _compare_rows(
             reported = max(reported, farthest)
             continue
         doubtful = np.argwhere(distance + bound > place.ulps * unit) if None not in costs else np.zeros((0, 2), int)
-        if len(doubtful) * sum(cost or 0 for cost in costs) <= EXACT_STEPS:
+        if len(doubtful) * sum(cost or 0 for cost in costs) > EXACT_STEPS:
+            return Mismatch(
+                f"float64 cannot decide: {len(doubtful)} entries cancel by more than it holds", float("inf")
+            )
+        else:
             # What cancels by more than float64 holds is summed exactly: its numbers are those of stored constants.
             for row, column in doubtful:
                 at = (start + int(row), int(column))
@@ -344,42 +348,86 @@ EXACT_STEPS = 1 << 21
 """Multiplications of rational numbers that are spent on entries of one step."""
 
 
+Numbers = tuple[int, list[Fraction]]
+"""Some entries of a vector, and where they begin; the others are 0."""
+
+
 def _rational(chain: Chain) -> int | None:
-    """How many multiplications one entry takes in rational numbers; None where it is not made of stored numbers."""
-    matrices = [factor for factor in chain.body if isinstance(factor, Matrix | Spread)]
-    known = all(isinstance(factor, Matrix | Diagonal | Spread) for factor in chain.body)
-    if not known or not 1 <= len(matrices) <= 2 or any(c.roundings for c in constants_of(chain.body)):
+    """How many multiplications one entry takes in rational numbers; None where a number is computed, or irrational."""
+    if not all(isinstance(factor, Matrix | Diagonal | Centre | Mean | Spread) for factor in chain.body):
         return None
-    last = matrices[-1]
-    return len(chain.factors) * (last.constant.shape[0] if isinstance(last, Matrix) and len(matrices) == 2 else 1)
+    if any(constant.roundings for constant in constants_of(chain.body)):
+        return None
+    last = max((index for index, factor in enumerate(chain.body) if isinstance(factor, Matrix)), default=0)
+    steps, length, behind = len(chain.body) + 1, 1, 1
+    for factor in chain.body[:last]:
+        size = 1 if isinstance(factor, Diagonal) else Chain((factor,)).sizes()[1] or 1
+        steps += length * size
+        length = length if isinstance(factor, Diagonal) else size
+    for factor in chain.body[last + 1 :]:
+        behind = max(behind, 1 if isinstance(factor, Diagonal) else max(n or 1 for n in Chain((factor,)).sizes()))
+    return steps + length * behind
 
 
 def _entry(chains: Sequence[Chain], row: int, column: int) -> Fraction:
-    """One entry of a sum of products of at most two matrices, exactly."""
+    """One entry of a sum of products, exactly: a row of what is before the last matrix, a column of what is behind."""
     total = Fraction(0)
     for chain in chains:
-        # All rows of the first factors that matter: `row`, and then what the second matrix reads of it.
-        places = [index for index, factor in enumerate(chain.body) if isinstance(factor, Matrix | Spread)]
-        numbers, start = [Fraction(chain.scalar.value)], row
-        for index, factor in enumerate(chain.body):
-            stop = start + len(numbers)
-            if isinstance(factor, Diagonal):
-                own = factor.constant.read((slice(start, stop),))
-                numbers = [number * Fraction(float(each)) for number, each in zip(numbers, own)]
-                continue
-            width = Chain((factor,)).sizes()[1] or 1
-            taken = slice(column, column + 1) if index == places[-1] else slice(0, width)
-            if isinstance(factor, Matrix):
-                block = factor.constant.read((slice(start, stop), taken))
-            else:
-                block = np.ones((len(numbers), taken.stop - taken.start))
-            numbers = [
-                sum((number * Fraction(float(each)) for number, each in zip(numbers, entries)), Fraction(0))
-                for entries in block.T
-            ]
-            start = taken.start
-        total += numbers[0]
+        last = max(
+            (index for index, factor in enumerate(chain.body) if isinstance(factor, Matrix)), default=len(chain.body)
+        )
+        front: Numbers = (row, [Fraction(chain.scalar.value)])
+        behind: Numbers = (column, [Fraction(1)])
+        for factor in chain.body[:last]:
+            front = _row_times(front, factor)
+        for factor in reversed(chain.body[last + 1 :]):
+            behind = _times_column(factor, behind)
+        if last < len(chain.body):
+            front = _row_times(front, chain.body[last], slice(behind[0], behind[0] + len(behind[1])))
+        (start, numbers), (other, known) = front, behind
+        inside = range(max(start, other), min(start + len(numbers), other + len(known)))
+        total += sum((numbers[i - start] * known[i - other] for i in inside), Fraction(0))
     return total
+
+
+def _row_times(numbers: Numbers, factor: Factor, taken: slice | None = None) -> Numbers:
+    """A row vector times `factor`; of a matrix only the columns `taken`."""
+    start, row = numbers
+    stop = start + len(row)
+    if isinstance(factor, Diagonal):
+        own = factor.constant.read((slice(start, stop),))
+        return start, [number * Fraction(float(each)) for number, each in zip(row, own)]
+    if isinstance(factor, Matrix):
+        taken = taken or slice(0, factor.constant.shape[1])
+        columns = factor.constant.read((slice(start, stop), taken)).T
+        return taken.start, [_dot(row, column) for column in columns]
+    if isinstance(factor, Spread):
+        return 0, row * factor.size
+    if not isinstance(factor, Mean | Centre):
+        raise ValueError("a map that is not rational")
+    mean = sum(row, Fraction(0)) / factor.size
+    return (0, [mean]) if isinstance(factor, Mean) else (0, _centred(numbers, factor.size, mean))
+
+
+def _times_column(factor: Factor, numbers: Numbers) -> Numbers:
+    """`factor` times a column vector."""
+    column = numbers[1]
+    if isinstance(factor, Diagonal | Centre):
+        return _row_times(numbers, factor)
+    if isinstance(factor, Spread):
+        return 0, [sum(column, Fraction(0))]
+    if not isinstance(factor, Mean):
+        raise ValueError("a map that is not rational")
+    return 0, [column[0] / factor.size] * factor.size
+
+
+def _centred(numbers: Numbers, size: int, mean: Fraction) -> list[Fraction]:
+    start, known = numbers
+    return [(known[i - start] if 0 <= i - start < len(known) else Fraction(0)) - mean for i in range(size)]
+
+
+def _dot(numbers: Sequence[Fraction], others: np.ndarray) -> Fraction:
+    return sum((number * Fraction(float(other)) for number, other in zip(numbers, others)), Fraction(0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -394,7 +394,10 @@ def batch_normalization(walk, node, operands):
     def channels(constant: Constant) -> Form:
         return walk.form(reshaped(constant, (constant.size, *[1] * (form.rank - 2))))
 
-    deviation = np.sqrt(variance.whole() + float(attribute(node, "epsilon", 1e-5)))
+    spread = variance.whole() + float(attribute(node, "epsilon", 1e-5))
+    if not (np.isfinite(spread) & (spread > 0)).all():
+        return None
+    deviation = np.sqrt(spread)
     centred = forms.add(form, forms.scaled(channels(mean), Scalar(-1.0)))
     normalized = walk.mapped(centred, 1, Diagonal(walk.computed(1.0 / deviation, [variance])))
     return forms.add(walk.mapped(normalized, 1, Diagonal(gamma)), channels(beta))

@@ -21,7 +21,7 @@ from rewrite.proof.products import Match, Mismatch, Outcome
 from rewrite.proof.transforms import Transform
 
 TOTAL = frozenset(
-    "Abs Celu Cos Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Mish Relu Selu Sigmoid Sin Softplus Softsign Tanh"
+    "Abs Cos Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Mish Relu Selu Sigmoid Sin Softplus Softsign Tanh"
     " ThresholdedRelu".split()
 )
 """Functions that have a value at every number."""
@@ -82,7 +82,8 @@ class Table:
         operands: tuple[Any, ...] = ()
         positive = kind == "rms" and key[2] > 0
         whole = kind == "power" and key[2] > 0 and key[2] == round(key[2])
-        if kind in ("sampled", "averaged", "mean", "sum", "value", "reshape") or positive or whole:
+        filled = kind == "averaged" and (key[3] or all(window.filled for window in key[2]))
+        if filled or kind in ("sampled", "mean", "sum", "value", "reshape") or positive or whole:
             operands = key[1:2]
         elif kind == "product":
             operands = key[1]

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from rewrite.proof import forms, inference, layouts, reduction, rotary, rows, symmetry
 from rewrite.proof.chains import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Factor, Matrix, Mean, Scalar, Spread
-from rewrite.proof.constants import Array, Constant, Expanded, Stored, reshaped
+from rewrite.proof.constants import Array, Constant, Expanded, Stored, blocks, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
 from rewrite.proof.forms import Form, Term, View, form_of, tidy
 from rewrite.proof.products import Match, spacing_of_one
@@ -37,6 +37,19 @@ COMPUTED = 64
 
 CANDIDATES = 4
 """Values of the original that a value without a counterpart is compared with, in search of a change of basis."""
+
+FOLDABLE = frozenset(
+    "Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr"
+    " BitwiseXor Cast Ceil Celu Clip Concat ConstantOfShape Cos Cosh CumSum DepthToSpace Div Einsum Elu Equal Erf"
+    " Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Greater"
+    " GreaterOrEqual GroupNormalization HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN"
+    " LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max Mean Min Mish Mod Mul Neg NonZero"
+    " Not OneHot Or Pad Pow PRelu RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp"
+    " ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round ScatterElements"
+    " ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split"
+    " Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor".split()
+)
+"""Operators whose reference implementation agrees with the standard and with ONNX Runtime (others were seen not to)."""
 
 COMMUTATIVE = frozenset("And Or Xor Equal Max Min Add Mul BitwiseAnd BitwiseOr BitwiseXor".split())
 RANDOM = frozenset(
@@ -134,7 +147,7 @@ class Walk:
             self.values[value.name or ""] = form_of(self.atom(("input", value.name, kind), shape, kind))
         for name, value in graph.initializers.items():
             if name not in self.values and value.const_value is not None:
-                self.values[name] = Stored(self.side, name, value.const_value)
+                self.values[name] = self._finite(Stored(self.side, name, value.const_value))
         self._needed = needed_nodes(self.model)
         for node in graph:
             self._sure = node in self._needed
@@ -158,7 +171,7 @@ class Walk:
             return self._opaque(node, self._operands(node))
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
         if domain == "" and node.op_type == "Constant":
-            return [self._constant_node(node)]
+            return [self._finite(self._constant_node(node))]
         if self.reductions and node.op_type in reduction.CHANNELWISE:
             self._reduce(node)
         operands = self._operands(node)
@@ -434,7 +447,19 @@ class Walk:
         chain = Chain((Matrix(reshaped(constant, (rows, width))),))
         return Form(shape, (Term(eye, View(tuple(axes)), 1, (chain,)),))
 
-    def _constant_node(self, node: ir.Node) -> Value:
+    def _finite(self, value: Value) -> Value:
+        """A constant, as long as all its numbers are; one with ∞ or NaN is a value of its own and no linear map.
+
+        A large one of the original is taken to be finite: where it is not, the original is not either.
+        """
+        if not isinstance(value, Constant) or value.kind != "f" or (self.side == "original" and value.size > SMALL):
+            return value
+        if all(np.isfinite(value.raw(region)).all() for region in blocks(value.shape)):
+            return value
+        shape = tuple(Dim.of(n) for n in value.shape)
+        return form_of(self.atom(self.table.constant_number(value, self.node), shape))
+
+    def _constant_node(self, node: ir.Node) -> Constant:
         # Its name is its output's, which no initializer has: it is a shipped constant like any other.
         name = node.outputs[0].name or ""
         for kind, attribute in node.attributes.items():
@@ -449,6 +474,8 @@ class Walk:
     def _folded(self, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value] | None:
         """An operator on small constants, evaluated by ONNX's own reference in float64."""
         constants = [operand for operand in operands if isinstance(operand, Constant)]
+        if node.op_type not in FOLDABLE:
+            return None
         if (
             sum(c.size for c in constants) > FOLDED_ELEMENTS
             or node.op_type in RANDOM
@@ -465,7 +492,7 @@ class Walk:
         except Exception:  # noqa: BLE001 - whatever the reference cannot evaluate is left to the rules
             return None
         self.table.pin(constants, self.node)
-        return [Array(_real(np.asarray(result)), COMPUTED) for result in results]
+        return [self._finite(Array(_real(np.asarray(result)), COMPUTED)) for result in results]
 
     def _opset(self) -> int:
         imports = self.model.opset_imports
@@ -632,7 +659,8 @@ def needed_nodes(model: ir.Model) -> set[ir.Node]:
             output in outputs or any(reader in needed and _rests_on(reader, index) for reader, index in output.uses())
             for output in node.outputs
         ]
-        if any(read) and (node.op_type != "Split" or all(read)):
+        # A second result, a mean or a count, may rest on less than the first.
+        if all(read) if node.op_type == "Split" else read[:1] == [True]:
             needed.add(node)
     return needed
 

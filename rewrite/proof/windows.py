@@ -31,8 +31,8 @@ from rewrite.proof.rules import attribute, mapped_again, multiplied, reduced_els
 if TYPE_CHECKING:
     from rewrite.proof.walk import Walk
 
-LARGEST_SUM = 512
-"""Terms that a window of a sum may come to; of more, the sum is taken as one value."""
+LARGEST_SUM, LARGEST_NEST = 1024, 96
+"""Terms that a window of a sum, and of windows, may come to; of more, the sum is taken as one value."""
 
 LARGEST_POOL = 64
 """Taps of an average that is taken apart; of larger ones only the linearity is known."""
@@ -86,7 +86,8 @@ Samples = tuple[Sample, ...]
 def sampled(walk: Walk, form: Form, taps: Sequence[Samples]) -> list[Form]:
     """`form` (batch, channels, …spatial) at the places of each of `taps`; maps of its channels stay outside."""
     simple = all(not term.view.axes[1] or term.whole(1) is not None for term in form.terms)
-    simple = simple and len(form.terms) * len(taps) <= LARGEST_SUM
+    shifted = sum(term.atom.key[0] == "sampled" for term in form.terms)
+    simple = simple and shifted * len(taps) <= LARGEST_NEST and len(form.terms) * len(taps) <= LARGEST_SUM
     terms = form.terms if simple else (None,)
     parts: list[list[Term]] = [[] for _ in taps]
     for term in terms:
@@ -191,7 +192,8 @@ def _constant(walk: Walk, form: Form, term: Term, tap: Samples) -> Form:
     if all(sample.within(extent) for sample, extent in zip(tap, extents)):
         return Form(shape, (term,))
     blank: tuple[forms.Axis, ...] = ((), ())
-    if term.atom.key == ("one",) and (term.axis is None or term.whole(1) == term.axis):
+    alone = not term.view.axes[0] and not term.view.fixed
+    if term.atom.key == ("one",) and alone and (term.axis is None or term.whole(1) == term.axis):
         one = Form((ONE, ONE, *extents), (Term(term.atom, View(((),) * form.rank), None, forms.IDENTITY),))
         atom = walk.atom(("sampled", walk.intern(one), tap), (ONE, ONE, *shape[2:]))
         axes = (*blank, *forms.identity_view(atom).axes[2:])
@@ -298,6 +300,11 @@ class Window:
     dilation: int
     before: int
     after: int
+
+    @property
+    def filled(self) -> bool:
+        """Whether every place of the window holds some of the value, wherever it lies."""
+        return self.dilation == 1 and max(self.before, self.after) < self.kernel
 
 
 def _windows(node: ir.Node, x: Form, kernel: Sequence[int]) -> list[Window] | None:
