@@ -85,6 +85,10 @@ OPEN: dict[str, str] = {
         "a sum with computed numbers is not summed exactly",
     ),
     **dict.fromkeys(
+        (f"what cancels behind the claim of {name}" for name in ("a permutation", "a scaling")),
+        "a sum with exact transforms is not summed exactly",
+    ),
+    **dict.fromkeys(
         (
             "nothing, of an average of no value",
             "a window of one value, dilated",
@@ -92,8 +96,10 @@ OPEN: dict[str, str] = {
             "a window of one value, of two places beside it",
             "a window of one number, dilated",
         ),
-        "an average of a window in padding has no value",
+        "an average of a window in padding has no value, of what is the same everywhere neither",
     ),
+    "nothing, of a mean that training does not use": "BatchNormalization does not use all operands in training",
+    "300 positions and a mask without end": "whether constants are finite is asked of large ones of one graph alone",
 }
 """What the proof does not refuse yet, or refuses though it is true, and why."""
 
@@ -300,6 +306,34 @@ WRONG["what cancels in front of a mean"] = Pair(
     },
 )
 
+CLAIMED, READER = normal(4, 4), normal(4, 3)
+ADDED = "p = MatMul(x, k1) q = MatMul(x, k3) r = MatMul(x, k2) s = Add(p, q) h = Add(s, r)"
+for name, function, transform in (
+    ("a permutation", "Tanh", t.Selection(4, (2, 0, 3, 1))),
+    ("a scaling", "Relu", t.Scaling(np.array([2.0, 0.5, 3.0, 1.25]))),
+):
+    large = np.full((4, 4), 2.0**60, np.float32)
+    for off in (0.0, 100.0):
+        pair = Pair(
+            "float[B,4] x",
+            f"{ADDED} f = {function}(h) y = MatMul(f, l)",
+            f"h = MatMul(x, k) f = {function}(h) y = MatMul(f, m)",
+            {
+                "k1": large,
+                "k3": -large,
+                "k2": CLAIMED,
+                "l": READER,
+                "k": single(transform.apply(wide(CLAIMED) + off)),
+                "m": single(transform.dual.apply(wide(READER), 0)),
+            },
+            claims={"h": ("m", -1)},
+            transforms={"m": transform},
+        )
+        if off:
+            WRONG[f"what cancels behind the claim of {name}"] = pair
+        elif function == "Tanh":
+            RIGHT[f"a sum that cancels, and the claim of {name}"] = pair
+
 # ── Shifts that are not the same for every image ────────────────────────────────────────────────────────────────────
 
 BATCH = {
@@ -407,6 +441,22 @@ WRONG["nothing, of a scale that a mean does not read"] = Pair(
     {"x": normal(2, 4), "z": -np.abs(normal(4))},
     declared=True,
 )
+WRONG["nothing, of a mean that training does not use"] = Pair(
+    "float[2,4,3] x, float[4] z",
+    "s = Sqrt(z) y, m, w = BatchNormalization<training_mode=1>(x, u, u, s, u)",
+    "s = Sqrt(z) d = Sub(s, s) a, m, w = BatchNormalization<training_mode=1>(x, u, u, s, u) e = Reshape(d, n)"
+    " y = Add(a, e)",
+    {"u": UNREAL["u"], "n": np.array([4, 1])},
+    {"x": normal(2, 4, 3), "z": -np.abs(normal(4))},
+    declared=True,
+)
+for size in (30, 300):
+    RIGHT[f"{size} positions and a mask without end"] = Pair(
+        f"float[B,{size},{size}] x",
+        "a = Add(x, m) y = Softmax(a)",
+        "a = Add(m, x) y = Softmax(a)",
+        {"m": np.triu(np.full((size, size), -np.inf, np.float32), 1)},
+    )
 WRONG["nothing, of a function of no number"] = Pair(
     IMAGE, "y = Relu(x)", "c = Celu<alpha=0.0>(x) d = Conv(c, o) r = Relu(x) y = Add(r, d)", UNREAL
 )
