@@ -390,6 +390,8 @@ def batch_normalization(walk, node, operands):
         return None
     gamma, beta, mean, variance = operands[1:5]
     form = walk.form(operands[0])
+    if form.rank < 2:
+        return None
 
     def channels(constant: Constant) -> Form:
         return walk.form(reshaped(constant, (constant.size, *[1] * (form.rank - 2))))
@@ -398,6 +400,12 @@ def batch_normalization(walk, node, operands):
     if not (np.isfinite(spread) & (spread > 0)).all():
         return None
     deviation = np.sqrt(spread)
+    if isinstance(operands[0], Constant):
+        values = operands[0].whole()
+        along = (-1, *[1] * (values.ndim - 2))
+        scale, shift = gamma.whole() / deviation, beta.whole()
+        whole = (values - mean.whole().reshape(along)) * scale.reshape(along) + shift.reshape(along)
+        return walk.computed(whole, [*operands[:5]])
     centred = forms.add(form, forms.scaled(channels(mean), Scalar(-1.0)))
     normalized = walk.mapped(centred, 1, Diagonal(walk.computed(1.0 / deviation, [variance])))
     return forms.add(walk.mapped(normalized, 1, Diagonal(gamma)), channels(beta))
