@@ -15,6 +15,7 @@ The networks are those of `affine_networks.py`. Batch 1, one thread. Each artifa
 Before anything is timed, each artifact's outputs in that very session are compared with the module's in float64, and
 judged by the noise of the module in float32; what is wrong is reported and not timed. Timing is `latency.py`'s: a
 process for each artifact, turns of about 0.1 s, medians. Networks of one image size are timed in the same rounds.
+`--cpu-time` takes the thread's time in place of the wall's: where other processes want the cores it moves less.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def timed(networks: list[str], arguments: argparse.Namespace, folder: Path) -> l
             facts.write_text(json.dumps(build(network, arguments.quick, facts.parent)))
         results.append(json.loads(facts.read_text()))
     keys = [f"{result['network']}/{artifact}" for result in results for artifact in result["operators"]]
-    latencies, failed = measure({key: folder / key for key in keys}, image_for(networks[0]), 1, arguments.rounds)
+    clock = "thread_time" if arguments.cpu_time else "perf_counter"
+    latencies, failed = measure({key: folder / key for key in keys}, image_for(networks[0]), 1, arguments.rounds, clock)
     for result in results:
         own = {artifact: f"{result['network']}/{artifact}" for artifact in result["operators"]}
         result["failures"] |= {artifact: failed[key] for artifact, key in own.items() if key in failed}
@@ -148,7 +150,7 @@ def timed(networks: list[str], arguments: argparse.Namespace, folder: Path) -> l
         result["quartiles_us"] = {artifact: np.percentile(each, (25, 75)).tolist() for artifact, each in times.items()}
         medians = result["median_us"] = {artifact: float(np.median(each)) for artifact, each in times.items()}
         result["ours_to"] = {peer: medians["ours"] / medians[peer] for peer in PEERS if {"ours", peer} <= set(medians)}
-        result["rounds"] = arguments.rounds
+        result |= {"rounds": arguments.rounds, "clock": clock}
     return results
 
 
@@ -170,6 +172,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--cpu-time", action="store_true", help="of the one thread: for a machine that is not idle")
     parser.add_argument("--quick", action="store_true", help="fewer blocks: to see that it works")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--folder", type=Path, help="keep the artifacts here, and use those that are there")
