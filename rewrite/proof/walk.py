@@ -450,9 +450,11 @@ class Walk:
     def _finite(self, value: Value) -> Value:
         """A constant, as long as all its numbers are; one with ∞ or NaN is a value of its own and no linear map.
 
-        A large one of the original is taken to be finite: where it is not, the original is not either.
+        A table of the original that is too large for a mask is taken to be finite: it is a weight, and if it is not
+        finite the original is not either.
         """
-        if not isinstance(value, Constant) or value.kind != "f" or (self.side == "original" and value.size > SMALL):
+        taken = self.side == "original" and isinstance(value, Constant) and value.size > FOLDED_ELEMENTS
+        if not isinstance(value, Constant) or value.kind != "f" or taken:
             return value
         if all(np.isfinite(value.raw(region)).all() for region in blocks(value.shape)):
             return value
@@ -674,6 +676,8 @@ def _rests_on(node: ir.Node, index: int) -> bool:
     if node.op_type in ("PRelu", "RotaryEmbedding"):
         # A slope is used below 0 only, and of the tables some rows.
         return index == 0
+    if node.op_type == "BatchNormalization" and "training_mode" in node.attributes:
+        return index < 3
     if node.op_type in ("Conv", "ConvTranspose"):
         return index > 0 or _reads_all(node)
     return node.op_type in EVERYWHERE or node.op_type == "Split"

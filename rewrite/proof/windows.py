@@ -404,7 +404,7 @@ def average(walk, node, operands):
     shape = _shape(x, next(iter(taps.values())))
     parts: list[Form] = []
     for term in x.terms:
-        if not any(term.view.axes[2:]) and not (padded and counted):
+        if not any(term.view.axes[2:]) and not (padded and counted) and all(window.filled for window in windows):
             parts.append(Form(shape, (term,)))
             continue
         found = unmapped(x, term, range(2, x.rank))

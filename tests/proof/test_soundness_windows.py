@@ -88,18 +88,6 @@ OPEN: dict[str, str] = {
         (f"what cancels behind the claim of {name}" for name in ("a permutation", "a scaling")),
         "a sum with exact transforms is not summed exactly",
     ),
-    **dict.fromkeys(
-        (
-            "nothing, of an average of no value",
-            "a window of one value, dilated",
-            "a window of one value, of one place beside it",
-            "a window of one value, of two places beside it",
-            "a window of one number, dilated",
-        ),
-        "an average of a window in padding has no value, of what is the same everywhere neither",
-    ),
-    "nothing, of a mean that training does not use": "BatchNormalization does not use all operands in training",
-    "300 positions and a mask without end": "whether constants are finite is asked of large ones of one graph alone",
 }
 """What the proof does not refuse yet, or refuses though it is true, and why."""
 

@@ -368,9 +368,24 @@ WRONG["a norm behind an average, not shifted"] = (
     {**NORM, "k": SQUARE, "k2": single(column(A, 4) * SQUARE)},
 )
 BESIDE = "AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad={}>"
-RIGHT["a norm behind an average that leaves out padding"] = (IMAGE, f"h = Conv(x, k) p = {BESIDE.format(0)}(h) y = BatchNormalization(p, g, be, mu, va)", f"h = Conv(x, k2, t) y = {BESIDE.format(0)}(h)", {**NORM, "k": SQUARE, "k2": single(column(A, 4) * SQUARE), "t": single(T)})
-WRONG["a norm behind an average over padding"] = (IMAGE, f"h = Conv(x, k) p = {BESIDE.format(1)}(h) y = BatchNormalization(p, g, be, mu, va)", f"h = Conv(x, k2, t) y = {BESIDE.format(1)}(h)", {**NORM, "k": SQUARE, "k2": single(column(A, 4) * SQUARE), "t": single(T)})
-WRONG["an average that leaves out padding, or not"] = (IMAGE, f"y = {BESIDE.format(0)}(x)", f"y = {BESIDE.format(1)}(x)", {})
+RIGHT["a norm behind an average that leaves out padding"] = (
+    IMAGE,
+    f"h = Conv(x, k) p = {BESIDE.format(0)}(h) y = BatchNormalization(p, g, be, mu, va)",
+    f"h = Conv(x, k2, t) y = {BESIDE.format(0)}(h)",
+    {**NORM, "k": SQUARE, "k2": single(column(A, 4) * SQUARE), "t": single(T)},
+)
+WRONG["a norm behind an average over padding"] = (
+    IMAGE,
+    f"h = Conv(x, k) p = {BESIDE.format(1)}(h) y = BatchNormalization(p, g, be, mu, va)",
+    f"h = Conv(x, k2, t) y = {BESIDE.format(1)}(h)",
+    {**NORM, "k": SQUARE, "k2": single(column(A, 4) * SQUARE), "t": single(T)},
+)
+WRONG["an average that leaves out padding, or not"] = (
+    IMAGE,
+    f"y = {BESIDE.format(0)}(x)",
+    f"y = {BESIDE.format(1)}(x)",
+    {},
+)
 INVERTED = {**NORM, "k": normal(4, 8, 1, 1), "e": normal(8, 4, 1, 1), "k2": np.zeros(0, np.float32), "s": normal(8)}
 INVERTED["k2"] = single(column(A, 4) * INVERTED["k"])
 INVERTED["t"] = single(T)
@@ -390,13 +405,38 @@ WRONG["two changed kernels, one of them wrong"] = (
 )
 GREY = {"k": normal(4, 1, 3, 3), "b": normal(4), **NORM, "one": normal(1, 4), "m": normal(4, 1), "v": normal(4, 1)}
 GREY["k2"], GREY["b2"] = single(column(A, 4) * GREY["k"]), single(A * GREY["b"] + T)
-RIGHT["a norm behind a convolution of one channel"] = ("float[B,1,6,6] x", "c = Conv(x, k, b) y = BatchNormalization(c, g, be, mu, va)", "y = Conv(x, k2, b2)", GREY)
-WRONG["a norm behind a convolution of one channel, without its shift"] = ("float[B,1,6,6] x", "c = Conv(x, k, b) y = BatchNormalization(c, g, be, mu, va)", "y = Conv(x, k2, b)", GREY)
+RIGHT["a norm behind a convolution of one channel"] = (
+    "float[B,1,6,6] x",
+    "c = Conv(x, k, b) y = BatchNormalization(c, g, be, mu, va)",
+    "y = Conv(x, k2, b2)",
+    GREY,
+)
+WRONG["a norm behind a convolution of one channel, without its shift"] = (
+    "float[B,1,6,6] x",
+    "c = Conv(x, k, b) y = BatchNormalization(c, g, be, mu, va)",
+    "y = Conv(x, k2, b)",
+    GREY,
+)
 GREY["m2"] = single(wide(GREY["m"]) @ wide(GREY["one"]))
 GREY["m3"] = single(wide(GREY["v"]) @ wide(GREY["one"]))
-RIGHT["many channels to one to many"] = ("float[B,4] x", "h = MatMul(x, m) y = MatMul(h, one)", "y = MatMul(x, m2)", GREY)
-WRONG["many channels to one to many, by another"] = ("float[B,4] x", "h = MatMul(x, m) y = MatMul(h, one)", "y = MatMul(x, m3)", GREY)
-RIGHT["one channel to many"] = ("float[B,S,1] x", "t = Tanh(x) h = MatMul(t, one) d = Mul(h, g) y = Relu(d)", "t = Tanh(x) d = MatMul(t, o2) y = Relu(d)", {**GREY, "o2": single(wide(GREY["one"]) * GAMMA)})
+RIGHT["many channels to one to many"] = (
+    "float[B,4] x",
+    "h = MatMul(x, m) y = MatMul(h, one)",
+    "y = MatMul(x, m2)",
+    GREY,
+)
+WRONG["many channels to one to many, by another"] = (
+    "float[B,4] x",
+    "h = MatMul(x, m) y = MatMul(h, one)",
+    "y = MatMul(x, m3)",
+    GREY,
+)
+RIGHT["one channel to many"] = (
+    "float[B,S,1] x",
+    "t = Tanh(x) h = MatMul(t, one) d = Mul(h, g) y = Relu(d)",
+    "t = Tanh(x) d = MatMul(t, o2) y = Relu(d)",
+    {**GREY, "o2": single(wide(GREY["one"]) * GAMMA)},
+)
 SUMMED_STREAM = {"p": normal(4, 4), "a": normal(4), "l": normal(1), "w": normal(4, 5), **NORM}
 SUMMED_STREAM["w2"] = single((A + wide(SUMMED_STREAM["l"]))[:, None] * SUMMED_STREAM["w"])
 SUMMED_STREAM["w3"] = single((A * wide(SUMMED_STREAM["l"]))[:, None] * SUMMED_STREAM["w"])
@@ -404,7 +444,12 @@ SUMMED_STREAM["t2"] = single(T @ wide(SUMMED_STREAM["w"]))
 REPBN = "z = Tanh(x) h = MatMul(z, p) c = Transpose<perm=[0,2,1]>(h) n = BatchNormalization(c, g, be, mu, va) o = Transpose<perm=[0,2,1]>(n) m = Mul(h, l) q = Add(o, m) f = MatMul(q, w) y = Softmax(f)"
 REPBN_FOLDED = "z = Tanh(x) h = MatMul(z, p) k = MatMul(h, w2) f = Add(k, t2) y = Softmax(f)"
 RIGHT["a norm and a share of what it reads, into a matrix"] = ("float[B,3,4] x", REPBN, REPBN_FOLDED, SUMMED_STREAM)
-WRONG["a norm times a share of what it reads, into a matrix"] = ("float[B,3,4] x", REPBN, REPBN_FOLDED.replace("w2", "w3"), SUMMED_STREAM)
+WRONG["a norm times a share of what it reads, into a matrix"] = (
+    "float[B,3,4] x",
+    REPBN,
+    REPBN_FOLDED.replace("w2", "w3"),
+    SUMMED_STREAM,
+)
 PARTS = {"p": normal(4, 3), "s": normal(1, 3), "n": np.array([4, 3])}
 PARTS["w"] = single(wide(PARTS["p"]) * PARTS["s"])
 RIGHT["a matrix times a vector that is repeated"] = (
