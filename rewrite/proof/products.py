@@ -35,9 +35,7 @@ from rewrite.proof.constants import (
     spacing,
 )
 from rewrite.proof.demands import Demand
-from rewrite.proof.transforms import (
-    Transform,
-)
+from rewrite.proof.transforms import Reciprocal, Scaling, Selection, Transform
 
 READ_ELEMENTS, CACHED_ELEMENTS = 1 << 20, 1 << 15
 """Entries read from a file at a time, and entries computed with at a time (256 KiB of float64)."""
@@ -278,9 +276,16 @@ def _compare_rows(
     worth = sensitivity(rewritten[place.chain], place) if place is not None else []
     # `largest` is the mean of what a product sums.
     summed = max((f.constant.shape[0] for c in original for f in c.body[1:] if isinstance(f, Matrix)), default=1)
-    costs = [_rational(chain) for chain in (*rewritten, *original)]
+    # Computed numbers, if they are a factor of all of the original, are off by a share of what they multiply.
+    computed = {_computed(chain) for chain in original} or {()}
+    together = len(computed) == 1 and not any(_computed(chain) for chain in rewritten)
+    roundings = sum(count for _, count in next(iter(computed)))
     bare = place is not None and place.constant.plain and len(rewritten) == len(rewritten[0].factors) == 1
-    fitted = any(isinstance(f, Exact) and f.fitted for chain in original for f in chain.factors)
+    # A transform that was fitted to rounded weights is off by their rounding, cancelling entries first; so is a
+    # constant that is declared to be computed in its own type.
+    lenient = any(isinstance(f, Exact) and f.fitted for chain in original for f in chain.factors)
+    lenient = lenient or (place is not None and place.ulps > 1.0)
+    costs = [_rational(chain) if together and not lenient else None for chain in (*rewritten, *original)]
     for start in range(taken.start, taken.stop, step):
         part = slice(start, min(start + step, taken.stop))
         target, actual = _sum_rows(original, part, size), _sum_rows(rewritten, part, size)
@@ -312,23 +317,18 @@ def _compare_rows(
             continue
         doubtful = np.argwhere(distance + bound > place.ulps * unit) if None not in costs else np.zeros((0, 2), int)
         if len(doubtful) * sum(cost or 0 for cost in costs) > EXACT_STEPS:
-            return Mismatch(
-                f"float64 cannot decide: {len(doubtful)} entries cancel by more than it holds", float("inf")
-            )
-        else:
-            # What cancels by more than float64 holds is summed exactly: its numbers are those of stored constants.
-            for row, column in doubtful:
-                at = (start + int(row), int(column))
-                apart = abs(_entry(rewritten, *at) - _entry(original, *at))
-                if apart > Fraction(float(unit[row, column])) * Fraction(place.ulps):
-                    off = float(apart) / max(float(unit[row, column]), 1e-300)
-                    return Mismatch(f"{_name(place)} is {off:.3g} ulp off at {at}", off)
-                distance[row, column], bound[row, column] = float(apart), 0.0
+            return Mismatch(f"float64 cannot decide: {len(doubtful)} entries cancel by more than it holds", math.inf)
+        # What cancels by more than float64 holds is computed exactly.
+        for row, column in doubtful:
+            at = (start + int(row), int(column))
+            wanted = _entry(original, *at)
+            apart = abs(_entry(rewritten, *at) - wanted) + abs(wanted) * roundings * Fraction(UNIT)
+            if apart > Fraction(float(unit[row, column])) * Fraction(place.ulps):
+                off = float(apart) / max(float(unit[row, column]), 1e-300)
+                return Mismatch(f"{_name(place)} is {off:.3g} ulp off at {at}", off)
+            distance[row, column], bound[row, column] = float(apart), 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             wide = np.maximum(unit, largest_unit(target.largest, place.epsilon))
-            # A transform that was fitted to rounded weights is off by their rounding, cancelling entries first; so is a
-            # constant that is declared to be computed in its own type.
-            lenient = fitted or place.ulps > 1.0
             excess = np.where(distance <= bound, 0.0, (distance - bound) / (wide if lenient else unit))
             unit = wide
             ratio = np.where(distance + bound == 0.0, 0.0, (distance + bound) / unit)
@@ -353,20 +353,29 @@ Numbers = tuple[int, list[Fraction]]
 
 
 def _rational(chain: Chain) -> int | None:
-    """How many multiplications one entry takes in rational numbers; None where a number is computed, or irrational."""
-    if not all(isinstance(factor, Matrix | Diagonal | Centre | Mean | Spread) for factor in chain.body):
-        return None
-    if any(constant.roundings for constant in constants_of(chain.body)):
+    """How many multiplications one entry takes in rational numbers; None where a map is irrational."""
+    rational = Matrix | Diagonal | Centre | Mean | Spread
+    exact = Scaling | Reciprocal | Selection
+    if not all(isinstance(f.transform if isinstance(f, Exact) else f, rational | exact) for f in chain.body):
         return None
     last = max((index for index, factor in enumerate(chain.body) if isinstance(factor, Matrix)), default=0)
     steps, length, behind = len(chain.body) + 1, 1, 1
     for factor in chain.body[:last]:
-        size = 1 if isinstance(factor, Diagonal) else Chain((factor,)).sizes()[1] or 1
+        size = 1 if _is_diagonal(factor) else Chain((factor,)).sizes()[1] or 1
         steps += length * size
-        length = length if isinstance(factor, Diagonal) else size
+        length = length if _is_diagonal(factor) else size
     for factor in chain.body[last + 1 :]:
-        behind = max(behind, 1 if isinstance(factor, Diagonal) else max(n or 1 for n in Chain((factor,)).sizes()))
+        behind = max(behind, 1 if _is_diagonal(factor) else max(n or 1 for n in Chain((factor,)).sizes()))
     return steps + length * behind
+
+
+def _computed(chain: Chain) -> tuple[tuple[str, int], ...]:
+    """The constants in a product that were computed, and how often their numbers were rounded."""
+    return tuple(sorted((repr(c.key), c.roundings) for c in constants_of(chain.body) if c.roundings))
+
+
+def _is_diagonal(factor: Factor) -> bool:
+    return isinstance(factor, Diagonal) or (isinstance(factor, Exact) and not isinstance(factor.transform, Selection))
 
 
 def _entry(chains: Sequence[Chain], row: int, column: int) -> Fraction:
@@ -403,6 +412,14 @@ def _row_times(numbers: Numbers, factor: Factor, taken: slice | None = None) -> 
         return taken.start, [_dot(row, column) for column in columns]
     if isinstance(factor, Spread):
         return 0, row * factor.size
+    if isinstance(factor, Exact):
+        transform = factor.transform
+        if isinstance(transform, Selection):
+            return 0, [row[i - start] if start <= i < stop else Fraction(0) for i in transform.indices]
+        if isinstance(transform, Scaling):
+            return start, [n * Fraction(float(each)) for n, each in zip(row, transform.values[start:stop])]
+        if isinstance(transform, Reciprocal):
+            return start, [n / Fraction(float(each)) for n, each in zip(row, transform.scaling.values[start:stop])]
     if not isinstance(factor, Mean | Centre):
         raise ValueError("a map that is not rational")
     mean = sum(row, Fraction(0)) / factor.size
@@ -411,9 +428,14 @@ def _row_times(numbers: Numbers, factor: Factor, taken: slice | None = None) -> 
 
 def _times_column(factor: Factor, numbers: Numbers) -> Numbers:
     """`factor` times a column vector."""
-    column = numbers[1]
-    if isinstance(factor, Diagonal | Centre):
+    start, column = numbers
+    if isinstance(factor, Centre) or _is_diagonal(factor):
         return _row_times(numbers, factor)
+    if isinstance(factor, Exact) and isinstance(factor.transform, Selection):
+        spread = [Fraction(0)] * factor.transform.size
+        for number, place in zip(column, factor.transform.indices[start : start + len(column)]):
+            spread[place] += number
+        return 0, spread
     if isinstance(factor, Spread):
         return 0, [sum(column, Fraction(0))]
     if not isinstance(factor, Mean):
