@@ -35,7 +35,8 @@ from rewrite.proof.constants import (
     spacing,
 )
 from rewrite.proof.demands import Demand
-from rewrite.proof.transforms import Reciprocal, Scaling, Selection, Transform
+from rewrite.proof.rational import computed_in, cost, entry
+from rewrite.proof.transforms import Transform
 
 READ_ELEMENTS, CACHED_ELEMENTS = 1 << 20, 1 << 15
 """Entries read from a file at a time, and entries computed with at a time (256 KiB of float64)."""
@@ -277,15 +278,15 @@ def _compare_rows(
     # `largest` is the mean of what a product sums.
     summed = max((f.constant.shape[0] for c in original for f in c.body[1:] if isinstance(f, Matrix)), default=1)
     # Computed numbers, if they are a factor of all of the original, are off by a share of what they multiply.
-    computed = {_computed(chain) for chain in original} or {()}
-    together = len(computed) == 1 and not any(_computed(chain) for chain in rewritten)
+    computed = {computed_in(chain) for chain in original} or {()}
+    together = len(computed) == 1 and not any(computed_in(chain) for chain in rewritten)
     roundings = sum(count for _, count in next(iter(computed)))
     bare = place is not None and place.constant.plain and len(rewritten) == len(rewritten[0].factors) == 1
     # A transform that was fitted to rounded weights is off by their rounding, cancelling entries first; so is a
     # constant that is declared to be computed in its own type.
     lenient = any(isinstance(f, Exact) and f.fitted for chain in original for f in chain.factors)
     lenient = lenient or (place is not None and place.ulps > 1.0)
-    costs = [_rational(chain) if together and not lenient else None for chain in (*rewritten, *original)]
+    costs = [cost(chain) if together and not lenient else None for chain in (*rewritten, *original)]
     for start in range(taken.start, taken.stop, step):
         part = slice(start, min(start + step, taken.stop))
         target, actual = _sum_rows(original, part, size), _sum_rows(rewritten, part, size)
@@ -321,8 +322,8 @@ def _compare_rows(
         # What cancels by more than float64 holds is computed exactly.
         for row, column in doubtful:
             at = (start + int(row), int(column))
-            wanted = _entry(original, *at)
-            apart = abs(_entry(rewritten, *at) - wanted) + abs(wanted) * roundings * Fraction(UNIT)
+            wanted = entry(original, *at)
+            apart = abs(entry(rewritten, *at) - wanted) + abs(wanted) * roundings * Fraction(UNIT)
             if apart > Fraction(float(unit[row, column])) * Fraction(place.ulps):
                 off = float(apart) / max(float(unit[row, column]), 1e-300)
                 return Mismatch(f"{_name(place)} is {off:.3g} ulp off at {at}", off)
@@ -346,110 +347,6 @@ def _name(place: Adjustable) -> str:
 
 EXACT_STEPS = 1 << 21
 """Multiplications of rational numbers that are spent on entries of one step."""
-
-
-Numbers = tuple[int, list[Fraction]]
-"""Some entries of a vector, and where they begin; the others are 0."""
-
-
-def _rational(chain: Chain) -> int | None:
-    """How many multiplications one entry takes in rational numbers; None where a map is irrational."""
-    rational = Matrix | Diagonal | Centre | Mean | Spread
-    exact = Scaling | Reciprocal | Selection
-    if not all(isinstance(f.transform if isinstance(f, Exact) else f, rational | exact) for f in chain.body):
-        return None
-    last = max((index for index, factor in enumerate(chain.body) if isinstance(factor, Matrix)), default=0)
-    steps, length, behind = len(chain.body) + 1, 1, 1
-    for factor in chain.body[:last]:
-        size = 1 if _is_diagonal(factor) else Chain((factor,)).sizes()[1] or 1
-        steps += length * size
-        length = length if _is_diagonal(factor) else size
-    for factor in chain.body[last + 1 :]:
-        behind = max(behind, 1 if _is_diagonal(factor) else max(n or 1 for n in Chain((factor,)).sizes()))
-    return steps + length * behind
-
-
-def _computed(chain: Chain) -> tuple[tuple[str, int], ...]:
-    """The constants in a product that were computed, and how often their numbers were rounded."""
-    return tuple(sorted((repr(c.key), c.roundings) for c in constants_of(chain.body) if c.roundings))
-
-
-def _is_diagonal(factor: Factor) -> bool:
-    return isinstance(factor, Diagonal) or (isinstance(factor, Exact) and not isinstance(factor.transform, Selection))
-
-
-def _entry(chains: Sequence[Chain], row: int, column: int) -> Fraction:
-    """One entry of a sum of products, exactly: a row of what is before the last matrix, a column of what is behind."""
-    total = Fraction(0)
-    for chain in chains:
-        last = max(
-            (index for index, factor in enumerate(chain.body) if isinstance(factor, Matrix)), default=len(chain.body)
-        )
-        front: Numbers = (row, [Fraction(chain.scalar.value)])
-        behind: Numbers = (column, [Fraction(1)])
-        for factor in chain.body[:last]:
-            front = _row_times(front, factor)
-        for factor in reversed(chain.body[last + 1 :]):
-            behind = _times_column(factor, behind)
-        if last < len(chain.body):
-            front = _row_times(front, chain.body[last], slice(behind[0], behind[0] + len(behind[1])))
-        (start, numbers), (other, known) = front, behind
-        inside = range(max(start, other), min(start + len(numbers), other + len(known)))
-        total += sum((numbers[i - start] * known[i - other] for i in inside), Fraction(0))
-    return total
-
-
-def _row_times(numbers: Numbers, factor: Factor, taken: slice | None = None) -> Numbers:
-    """A row vector times `factor`; of a matrix only the columns `taken`."""
-    start, row = numbers
-    stop = start + len(row)
-    if isinstance(factor, Diagonal):
-        own = factor.constant.read((slice(start, stop),))
-        return start, [number * Fraction(float(each)) for number, each in zip(row, own)]
-    if isinstance(factor, Matrix):
-        taken = taken or slice(0, factor.constant.shape[1])
-        columns = factor.constant.read((slice(start, stop), taken)).T
-        return taken.start, [_dot(row, column) for column in columns]
-    if isinstance(factor, Spread):
-        return 0, row * factor.size
-    if isinstance(factor, Exact):
-        transform = factor.transform
-        if isinstance(transform, Selection):
-            return 0, [row[i - start] if start <= i < stop else Fraction(0) for i in transform.indices]
-        if isinstance(transform, Scaling):
-            return start, [n * Fraction(float(each)) for n, each in zip(row, transform.values[start:stop])]
-        if isinstance(transform, Reciprocal):
-            return start, [n / Fraction(float(each)) for n, each in zip(row, transform.scaling.values[start:stop])]
-    if not isinstance(factor, Mean | Centre):
-        raise ValueError("a map that is not rational")
-    mean = sum(row, Fraction(0)) / factor.size
-    return (0, [mean]) if isinstance(factor, Mean) else (0, _centred(numbers, factor.size, mean))
-
-
-def _times_column(factor: Factor, numbers: Numbers) -> Numbers:
-    """`factor` times a column vector."""
-    start, column = numbers
-    if isinstance(factor, Centre) or _is_diagonal(factor):
-        return _row_times(numbers, factor)
-    if isinstance(factor, Exact) and isinstance(factor.transform, Selection):
-        spread = [Fraction(0)] * factor.transform.size
-        for number, place in zip(column, factor.transform.indices[start : start + len(column)]):
-            spread[place] += number
-        return 0, spread
-    if isinstance(factor, Spread):
-        return 0, [sum(column, Fraction(0))]
-    if not isinstance(factor, Mean):
-        raise ValueError("a map that is not rational")
-    return 0, [column[0] / factor.size] * factor.size
-
-
-def _centred(numbers: Numbers, size: int, mean: Fraction) -> list[Fraction]:
-    start, known = numbers
-    return [(known[i - start] if 0 <= i - start < len(known) else Fraction(0)) - mean for i in range(size)]
-
-
-def _dot(numbers: Sequence[Fraction], others: np.ndarray) -> Fraction:
-    return sum((number * Fraction(float(other)) for number, other in zip(numbers, others)), Fraction(0))
 
 
 @dataclass(frozen=True, eq=False)
