@@ -159,7 +159,7 @@ class Table:
             axis = next(iter(axes), None)
             size = term.atom.shape[axis].constant if axis is not None else None
             mine, known = ours.chains if ours else (), theirs.chains if theirs else ()
-            if self._is_constant(term.atom):
+            if self.is_constant(term.atom):
                 left.append((mine, known, size))
                 continue
             outcome = self.comparer.compare(mine, known, size)
@@ -179,10 +179,12 @@ class Table:
             solutions.update(outcome.solutions)
         return total
 
-    def _is_constant(self, atom: Atom) -> bool:
-        """Whether it is the number 1, or that at some places and 0 at others."""
-        known = atom.key[0] == "sampled" and self.forms[atom.key[1]]
-        return atom.key[0] == "one" or bool(known and known.terms and all(t.atom.key == ("one",) for t in known.terms))
+    def is_constant(self, atom: Atom) -> bool:
+        """Whether it is the same for all inputs: 1, or that at some places and 0 at others."""
+        if atom.key[0] != "sampled":
+            return atom.key == ("one",)
+        known = self.forms[atom.key[1]].terms
+        return bool(known) and all(self.is_constant(term.atom) for term in known)
 
     def commit(self, match: Match, node: str) -> None:
         self.ulps = max(self.ulps, match.ulps if match.ulps > LOST else 0.0)

@@ -86,7 +86,7 @@ Samples = tuple[Sample, ...]
 def sampled(walk: Walk, form: Form, taps: Sequence[Samples]) -> list[Form]:
     """`form` (batch, channels, …spatial) at the places of each of `taps`; maps of its channels stay outside."""
     simple = all(not term.view.axes[1] or term.whole(1) is not None for term in form.terms)
-    shifted = sum(term.atom.key[0] == "sampled" for term in form.terms)
+    shifted = sum(t.atom.key[0] == "sampled" and not walk.table.is_constant(t.atom) for t in form.terms)
     simple = simple and shifted * len(taps) <= LARGEST_NEST and len(form.terms) * len(taps) <= LARGEST_SUM
     terms = form.terms if simple else (None,)
     parts: list[list[Term]] = [[] for _ in taps]
