@@ -127,6 +127,7 @@ def _holds(stored: Any, tensor: torch.Tensor) -> bool:
         return raw is tensor or raw.untyped_storage()._cdata == tensor.untyped_storage()._cdata
     if raw.data_ptr() == tensor.data_ptr() and raw.stride() == tensor.stride():
         return True
+    # No tolerance: the same numbers, and NaN where NaN is.
     return bool(torch.equal(raw, tensor)) or bool(torch.allclose(raw, tensor, rtol=0.0, atol=0.0, equal_nan=True))
 
 

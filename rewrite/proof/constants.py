@@ -184,17 +184,10 @@ class Array(Constant):
 
 
 @dataclass(frozen=True, eq=False)
-class Permuted(Constant):
+class Arranged(Constant):
+    """What the entries of `inner` are made into: they stay its own, unless a subclass says otherwise."""
+
     inner: Constant
-    permutation: tuple[int, ...]
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return tuple(self.inner.shape[axis] for axis in self.permutation)
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return ("permuted", self.permutation, self.inner.key)
 
     @property
     def stored(self) -> Stored | None:
@@ -207,6 +200,23 @@ class Permuted(Constant):
     @property
     def plain(self) -> bool:
         return self.inner.plain
+
+    @property
+    def roundings(self) -> int:  # type: ignore[override]
+        return self.inner.roundings
+
+
+@dataclass(frozen=True, eq=False)
+class Permuted(Arranged):
+    permutation: tuple[int, ...]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.inner.shape[axis] for axis in self.permutation)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return ("permuted", self.permutation, self.inner.key)
 
     def raw(self, region: Region) -> np.ndarray:
         return self.inner.raw(self._within(region)).transpose(self.permutation)
@@ -222,25 +232,12 @@ class Permuted(Constant):
 
 
 @dataclass(frozen=True, eq=False)
-class Reshaped(Constant):
-    inner: Constant
+class Reshaped(Arranged):
     shape: tuple[int, ...]
 
     @property
     def key(self) -> tuple[Any, ...]:
         return ("reshaped", self.shape, self.inner.key)
-
-    @property
-    def stored(self) -> Stored | None:
-        return self.inner.stored
-
-    @property
-    def kind(self) -> str:
-        return self.inner.kind
-
-    @property
-    def plain(self) -> bool:
-        return self.inner.plain
 
     def raw(self, region: Region) -> np.ndarray:
         return self._regrouped(region, self.inner.raw)
@@ -258,8 +255,7 @@ class Reshaped(Constant):
 
 
 @dataclass(frozen=True, eq=False)
-class Sliced(Constant):
-    inner: Constant
+class Sliced(Arranged):
     region: Region
 
     @cached_property
@@ -269,18 +265,6 @@ class Sliced(Constant):
     @property
     def key(self) -> tuple[Any, ...]:
         return ("sliced", tuple((s.start, s.stop) for s in self.region), self.inner.key)
-
-    @property
-    def stored(self) -> Stored | None:
-        return self.inner.stored
-
-    @property
-    def kind(self) -> str:
-        return self.inner.kind
-
-    @property
-    def plain(self) -> bool:
-        return self.inner.plain
 
     def raw(self, region: Region) -> np.ndarray:
         return self.inner.raw(self._within(region))
@@ -293,11 +277,8 @@ class Sliced(Constant):
 
 
 @dataclass(frozen=True, eq=False)
-class Reciprocal(Constant):
+class Reciprocal(Arranged):
     """1/c for a constant c without zeros. An ulp u of c is worth 1/c − 1/(c + u) here."""
-
-    inner: Constant
-    roundings: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -308,16 +289,12 @@ class Reciprocal(Constant):
         return ("reciprocal", self.inner.key)
 
     @property
-    def stored(self) -> Stored | None:
-        return self.inner.stored
-
-    @property
-    def kind(self) -> str:
-        return self.inner.kind
-
-    @property
     def plain(self) -> bool:
         return False
+
+    @property
+    def roundings(self) -> int:  # type: ignore[override]
+        return self.inner.roundings + 1
 
     def raw(self, region: Region) -> np.ndarray:
         return 1.0 / self.inner.read(region)
@@ -328,10 +305,9 @@ class Reciprocal(Constant):
 
 
 @dataclass(frozen=True, eq=False)
-class Expanded(Constant):
+class Expanded(Arranged):
     """A constant repeated along axes of size 1; no entry of it can be adjusted by itself."""
 
-    inner: Constant
     shape: tuple[int, ...]
 
     @property
@@ -341,10 +317,6 @@ class Expanded(Constant):
     @property
     def stored(self) -> Stored | None:
         return None
-
-    @property
-    def kind(self) -> str:
-        return self.inner.kind
 
     def raw(self, region: Region) -> np.ndarray:
         sizes, behind = self.inner.shape, region[len(region) - len(self.inner.shape) :]
@@ -377,6 +349,10 @@ class Joined(Constant):
     def kind(self) -> str:
         return self.parts[0].kind
 
+    @property
+    def roundings(self) -> int:  # type: ignore[override]
+        return max(part.roundings for part in self.parts)
+
     def raw(self, region: Region) -> np.ndarray:
         pieces, offset, taken = [], 0, region[self.axis]
         for part in self.parts:
@@ -389,10 +365,9 @@ class Joined(Constant):
 
 
 @dataclass(frozen=True, eq=False)
-class Grouped(Constant):
+class Grouped(Arranged):
     """The block-diagonal matrix (groups·k, out) of a grouped convolution, of its kernel's rows `inner` (out, k)."""
 
-    inner: Constant
     groups: int
 
     @property
@@ -402,14 +377,6 @@ class Grouped(Constant):
     @property
     def key(self) -> tuple[Any, ...]:
         return ("grouped", self.groups, self.inner.key)
-
-    @property
-    def stored(self) -> Stored | None:
-        return self.inner.stored
-
-    @property
-    def kind(self) -> str:
-        return self.inner.kind
 
     @property
     def plain(self) -> bool:
@@ -447,7 +414,7 @@ def sources(constant: Constant) -> Iterator[Stored]:
     elif isinstance(constant, Joined):
         for part in constant.parts:
             yield from sources(part)
-    elif isinstance(constant, Permuted | Reshaped | Sliced | Grouped | Expanded | Reciprocal):
+    elif isinstance(constant, Arranged):
         yield from sources(constant.inner)
 
 

@@ -29,6 +29,7 @@ from rewrite.proof.chains import (
     diagonal_of,
 )
 from rewrite.proof.constants import (
+    Arranged,
     Constant,
     Region,
     Stored,
@@ -350,10 +351,9 @@ EXACT_STEPS = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
-class _Window(Constant):
+class _Window(Arranged):
     """Rows of a constant held in memory while they are compared; asked for nothing but those rows."""
 
-    inner: Constant
     start: int
     values: np.ndarray
 
@@ -365,21 +365,9 @@ class _Window(Constant):
     def key(self) -> tuple[Any, ...]:
         return self.inner.key
 
-    @property
-    def stored(self) -> Stored | None:
-        return self.inner.stored
-
-    @property
-    def kind(self) -> str:
-        return self.inner.kind
-
     def raw(self, region: Region) -> np.ndarray:
         rows, *columns = region
         return self.values[(slice(rows.start - self.start, rows.stop - self.start), *columns)]
-
-    @property
-    def plain(self) -> bool:
-        return self.inner.plain
 
     def ulp(self, region: Region) -> np.ndarray:
         return spacing(self.raw(region)) if self.plain else self.inner.ulp(region)
@@ -453,10 +441,8 @@ def spacing_of_one(sample: np.ndarray) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Ulps(Constant):
+class _Ulps(Arranged):
     """The ulps of a constant's entries, as a constant of its own."""
-
-    inner: Constant
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]

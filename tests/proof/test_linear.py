@@ -13,7 +13,7 @@ from pairs import model
 
 from rewrite.proof import prove
 from rewrite.proof.chains import UNIT, Centre, Chain, Diagonal, Factor, Matrix, Mean, Scalar, Spread
-from rewrite.proof.constants import Array, Stored
+from rewrite.proof.constants import Array, Expanded, Grouped, Joined, Reciprocal, Stored, permuted, reshaped, sliced
 from rewrite.proof.linear import Comparer, compare_scalars
 from rewrite.proof.products import Match, rows
 
@@ -251,3 +251,21 @@ def test_constants_that_differ_in_one_place_of_the_layout() -> None:
     a, b = (Stored("original", str(i), tensor) for i, tensor in enumerate(tensors))
     assert not comparer.same_constant(a, b)
     assert comparer.same_constant(a, a)
+
+
+def test_arranging_computed_numbers_leaves_them_computed() -> None:
+    """Entries of a constant that arithmetic made are not exact, however they lie."""
+    computed, exact = Array(np.ones((4, 6)), 64), Array(np.ones((4, 6)))
+    whole = (slice(0, 2), slice(0, 6))
+    arranged = [
+        permuted(computed, (1, 0)),
+        reshaped(computed, (8, 3)),
+        sliced(computed, whole),
+        reshaped(sliced(permuted(computed, (1, 0)), (slice(0, 3), slice(0, 4))), (12,)),
+        Grouped(computed, 2),
+        Expanded(reshaped(computed, (1, 24)), (2, 24)),
+        Joined((exact, computed), 0),
+    ]
+    assert [each.roundings for each in arranged] == [64] * len(arranged)
+    assert Reciprocal(computed).roundings == 65
+    assert permuted(exact, (1, 0)).roundings == 0
