@@ -5,9 +5,8 @@ import torch
 
 from rewrite.models.archive import save
 from rewrite.models.digits_convolutional import Conv1dNet
-from rewrite.models.digits_data import as_frames, digits, training_batches
-from rewrite.models.evaluate import accuracy, predictor
-from rewrite.models.training import arguments, train
+from rewrite.models.digits_data import as_frames, digits
+from rewrite.models.training import arguments, train_on_digits
 
 # The first column of pixels is nearly always empty; divided by its deviation it would be all that is seen.
 SMALLEST_DEVIATION = 0.1
@@ -18,13 +17,5 @@ if __name__ == "__main__":
     seen = as_frames(digits("train")[0])
     model.mean.copy_(torch.from_numpy(seen.mean((0, 2)))[:, None])
     model.deviation.copy_(torch.from_numpy(np.maximum(seen.std((0, 2)), SMALLEST_DEVIATION))[:, None])
-    images, labels = digits("held-out")
-    train(
-        model,
-        ((as_frames(batch), targets) for batch, targets in training_batches(batch=64, seed=chosen.seed)),
-        lambda: accuracy(predictor(model), as_frames(images), labels),
-        steps=chosen.steps,
-        learning_rate=3e-3,
-        label_smoothing=0.1,
-    )
+    train_on_digits(model, chosen, learning_rate=3e-3, inputs=as_frames)
     save(model, "digits-conv1d", chosen.out)

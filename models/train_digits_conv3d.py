@@ -2,20 +2,11 @@
 
 from rewrite.models.archive import save
 from rewrite.models.digits_convolutional import Conv3dNet
-from rewrite.models.digits_data import as_clips, digits, training_batches
-from rewrite.models.evaluate import accuracy, predictor
-from rewrite.models.training import arguments, train
+from rewrite.models.digits_data import as_clips
+from rewrite.models.training import arguments, train_on_digits
 
 if __name__ == "__main__":
     chosen = arguments(__doc__, steps=1000)
     model = Conv3dNet()
-    images, labels = digits("held-out")
-    train(
-        model,
-        ((as_clips(batch), targets) for batch, targets in training_batches(batch=32, seed=chosen.seed)),
-        lambda: accuracy(predictor(model), as_clips(images), labels),
-        steps=chosen.steps,
-        learning_rate=3e-3,
-        label_smoothing=0.1,
-    )
+    train_on_digits(model, chosen, learning_rate=3e-3, batch=32, inputs=as_clips)
     save(model, "digits-conv3d", chosen.out)

@@ -4,9 +4,7 @@ from torch import nn
 
 from rewrite.models.archive import save
 from rewrite.models.digits_convolutional import InvertedResidual, MobileNet
-from rewrite.models.digits_data import digits, training_batches
-from rewrite.models.evaluate import accuracy, predictor
-from rewrite.models.training import arguments, train
+from rewrite.models.training import arguments, train_on_digits
 
 if __name__ == "__main__":
     chosen = arguments(__doc__, steps=1500)
@@ -16,12 +14,5 @@ if __name__ == "__main__":
         # its initial 0, where a rewrite that forgets it is not seen.
         if isinstance(part, InvertedResidual):
             nn.init.normal_(part.norm_project.bias, std=0.2)
-    train(
-        model,
-        training_batches(batch=64, seed=chosen.seed),
-        lambda: accuracy(predictor(model), *digits("held-out")),
-        steps=chosen.steps,
-        learning_rate=3e-3,
-        label_smoothing=0.1,
-    )
+    train_on_digits(model, chosen, learning_rate=3e-3)
     save(model, "digits-mobilenet", chosen.out)

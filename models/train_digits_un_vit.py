@@ -1,20 +1,11 @@
 """Train digits-un-vit, a vision transformer with Unified Normalization, on 8 × 8 digits."""
 
 from rewrite.models.archive import save
-from rewrite.models.digits_data import digits, training_batches
 from rewrite.models.digits_transformers import UnifiedNorm, VisionTransformer
-from rewrite.models.evaluate import accuracy, predictor
-from rewrite.models.training import arguments, train
+from rewrite.models.training import arguments, train_on_digits
 
 if __name__ == "__main__":
     chosen = arguments(__doc__, steps=3000)
     model = VisionTransformer(UnifiedNorm)
-    train(
-        model,
-        training_batches(batch=64, seed=chosen.seed),
-        lambda: accuracy(predictor(model), *digits("held-out")),
-        steps=chosen.steps,
-        learning_rate=2e-3,
-        label_smoothing=0.1,
-    )
+    train_on_digits(model, chosen, learning_rate=2e-3)
     save(model, "digits-un-vit", chosen.out)

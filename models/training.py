@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rewrite.models.evaluate import logits_of
+from rewrite.models import digits_data
+from rewrite.models.evaluate import accuracy, logits_of, predictor
 
 
 def arguments(description: str | None, steps: int) -> argparse.Namespace:
@@ -90,3 +91,28 @@ def train(
         if step % report_every == 0 or step == steps:
             model.eval()
             print(f"step {step}: loss {value.item():.4f}, held-out {evaluate():.4f}", file=sys.stderr, flush=True)
+
+
+def train_on_digits(
+    model: nn.Module,
+    chosen: argparse.Namespace,
+    *,
+    learning_rate: float,
+    batch: int = 64,
+    inputs: Callable[[np.ndarray], np.ndarray] = lambda images: images,
+    before_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """`train` a classifier of digits by the arguments of its script.
+
+    inputs: what the model is given for images (batch, 1, 8, 8) float32.
+    """
+    images, labels = digits_data.digits("held-out")
+    train(
+        model,
+        ((inputs(each), targets) for each, targets in digits_data.training_batches(batch=batch, seed=chosen.seed)),
+        lambda: accuracy(predictor(model), inputs(images), labels),
+        steps=chosen.steps,
+        learning_rate=learning_rate,
+        label_smoothing=0.1,
+        before_step=before_step,
+    )
