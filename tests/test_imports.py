@@ -15,6 +15,7 @@ ALLOWED = {
     "errors": set(),
     "ir": {"errors"},
     "proof": set(),
+    "quantize": {"errors"},
     "basis": {"ir", "errors", "proof"},
     "rule": {"basis", "ir", "errors", "proof"},
     "passes": {"rule", "basis", "ir", "errors", "proof"},
