@@ -7,6 +7,7 @@ kernels. Importing this package fills `TABLE`; what is not in it goes to `onnx.r
 from rewrite.check.operators import (
     attention,
     contrib,
+    contrib_quantization,
     control,
     convolution,
     elementwise,
@@ -26,6 +27,7 @@ __all__ = ["TABLE", "Call", "Operand", "StoredIntegers", "dense", "normalized", 
 _ = (
     attention,
     contrib,
+    contrib_quantization,
     control,
     convolution,
     elementwise,
