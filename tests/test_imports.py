@@ -18,7 +18,7 @@ ALLOWED = {
     "quantize": {"errors"},
     "basis": {"ir", "errors", "proof"},
     "rule": {"basis", "ir", "errors", "proof"},
-    "passes": {"rule", "basis", "ir", "errors", "proof"},
+    "passes": {"rule", "basis", "ir", "errors", "proof", "quantize"},
     "targets": {"ir", "errors", "capture"},
     "capture": {"ir", "errors"},
     "check": {"ir", "errors", "proof"},

@@ -4,8 +4,9 @@
 
 A range that covers every weight pays for the largest with a coarse step for all. The range is shrunk by factors on a
 grid, 1 down to 0.4 (both signs of the scale where steps reach further to one side), the best kept, and then the scale
-is fitted to the codes, s = Σ h w c / Σ h c² with c = q − z, and the codes to the scale, as long as the error falls.
-Codes that cover all are the first on the grid, so that the error is never larger than theirs.
+is fitted to the codes, s = Σ h w c / Σ h c² with c = q − z, and the codes to the scale, as long as the error falls;
+so are zero points next to it. Tried as well: the scale that covers all, and the peers' (the entry of largest magnitude
+on the outermost step), so that the error is never larger than theirs.
 
 Source    Banner et al. 2019, arXiv:1810.05723, §2 (clipping by mean squared error); the fit in turns is Lloyd's method.
 """
@@ -18,8 +19,11 @@ from rewrite.errors import RequestError
 from rewrite.quantize.format import Format, Quantized, checked, grouped, stored_scale
 from rewrite.quantize.rounding import asymmetric, coded, covering, nearest, symmetric
 
-SHRINKS = tuple(float(factor) for factor in np.linspace(1.0, 0.4, 49)[1:])
-"""Factors of the range that are tried after 1, the nearest to it first."""
+SHRINKS = tuple(1.0 - 0.025 * step for step in range(25))
+"""Factors of the range that are tried, 1 … 0.4."""
+
+SHRINKS_EIGHT = tuple(1.0 - 0.6 * (step / 24) ** 2 for step in range(25))
+"""The same for eight bits, whose best range lies close to the whole."""
 
 FITS = 4
 """Turns of fitting the scale to the codes and the codes to the scale; they end earlier where nothing falls."""
@@ -74,19 +78,24 @@ def _searched(groups: np.ndarray, shares: np.ndarray, format: Format) -> tuple[n
         np.copyto(zero_points, points, where=better)
         return bool(better.any())
 
-    for factor in (1.0, *SHRINKS):
+    for factor in SHRINKS_EIGHT if format.bits == 8 else SHRINKS:
         if format.symmetric:
-            upright, turned = symmetric(below * factor, above * factor, format)
-            tried(upright, zero_points)
-            if turned is not upright:
-                tried(turned, zero_points)
+            for candidate in symmetric(below * factor, above * factor, format):
+                tried(candidate, zero_points)
         else:
             tried(*asymmetric(below * factor, above * factor, format))
+    if format.symmetric and format.bits < 8:
+        largest = np.where(below > above, below, -above)
+        tried(stored_scale(largest / -format.steps[0]), zero_points)
     for _ in range(FITS):
-        steps = nearest(groups, scales, zero_points, format) - zero_points[:, None, :]
-        squares = np.sum(shares * steps * steps, axis=1)
-        fitted = np.sum(shares * steps * groups, axis=1) / np.where(squares > 0, squares, 1.0)
-        if not tried(np.where(fitted != 0, stored_scale(fitted), scales), zero_points):
+        fell = False
+        for shift in (0,) if format.symmetric else (0, -1, 1):
+            points = np.clip(zero_points + shift, *format.codes)
+            steps = nearest(groups, scales, points, format) - points[:, None, :]
+            squares = np.sum(shares * steps * steps, axis=1)
+            fitted = np.sum(shares * steps * groups, axis=1) / np.where(squares > 0, squares, 1.0)
+            fell |= tried(np.where(fitted != 0, stored_scale(fitted), scales), points)
+        if not fell:
             break
     return scales, zero_points
 

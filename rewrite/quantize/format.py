@@ -163,7 +163,7 @@ def checked(weight: np.ndarray) -> np.ndarray:
 
 
 def stored_scale(scale: np.ndarray) -> np.ndarray:
-    """Scales rounded up in magnitude to float32 numbers, so that what they cover stays covered; zero to 1, none subnormal.
+    """Scales rounded up in magnitude to float32 numbers, so that they cover what they did; zero to 1, none subnormal.
 
     Arrays of any shape, float64 in, float64 that holds float32 numbers out.
     """

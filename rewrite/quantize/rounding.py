@@ -36,18 +36,19 @@ def covering(groups: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray
     below = np.maximum(-groups.min(axis=1), 0.0)
     if not format.symmetric:
         return asymmetric(below, above, format)
-    upright, turned = symmetric(below, above, format)
-    scales = np.where(np.abs(turned) < upright, turned, upright)
+    scales, *others = symmetric(below, above, format)
+    for other in others:
+        scales = np.where(np.abs(other) < np.abs(scales), other, scales)
     return scales, np.full_like(scales, format.middle)
 
 
-def symmetric(below: np.ndarray, above: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray]:
-    """The positive and the negative scale whose steps cover −below … above; twice the positive one where turning wins
-    nothing: equal sides, or the 127 and 128 of eight bits."""
+def symmetric(below: np.ndarray, above: np.ndarray, format: Format) -> tuple[np.ndarray, ...]:
+    """The scales whose steps cover −below … above: the positive one, and the negative one of two and four bits, whose
+    steps reach further to one side (the 127 and 128 of eight bits are not worth a negative scale)."""
     low, high = format.steps
     upright = stored_scale(np.maximum(below / -low, above / high))
-    if -low == high or format.bits == 8:
-        return upright, upright
+    if format.bits == 8:
+        return (upright,)
     return upright, stored_scale(-np.maximum(below / high, above / -low))
 
 
