@@ -59,7 +59,7 @@ def test_never_worse_than_the_peers_scale() -> None:
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_close_to_the_best_scale_and_zero_point(bits: int, symmetric: bool) -> None:
-    """Against all zero points and 400 scales of both signs: three quarters of what these save over nearest are saved."""
+    """Against all zero points and 200 scales a sign: three quarters of what these save over nearest are saved."""
     weight = np.random.default_rng(2).standard_normal((32, 60))
     form = Format(bits, signed=False, symmetric=symmetric, block=32)
     low, high = form.codes
