@@ -3,6 +3,7 @@
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rewrite.models.byte_data import CONTEXT, corpus, training_batches
+from rewrite.models.byte_tokenizer import save_byte_tokenizer
 from rewrite.models.evaluate import bits_per_byte, predictor
 from rewrite.models.training import arguments, train
 
@@ -31,3 +32,4 @@ if __name__ == "__main__":
         learning_rate=2e-3,
     )
     model.save_pretrained(chosen.out)
+    save_byte_tokenizer(chosen.out)

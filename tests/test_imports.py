@@ -22,6 +22,7 @@ ALLOWED = {
     "targets": {"ir", "errors", "capture"},
     "capture": {"ir", "errors"},
     "check": {"ir", "errors", "proof"},
+    "calibration_data": {"capture", "check", "ir", "errors"},
     "report": {"check", "errors"},
     "models": set(),
 }

@@ -28,7 +28,7 @@ def generate_inputs(
     right, an all-zero image. A dynamic dimension has one size over all inputs; `rewrite.maximum.<dimension>` caps it.
     """
     inputs = signature(model)
-    maxima = _maxima(model)
+    maxima = maxima_of(model)
     cases: list[tuple[tuple[int, int], str]] = [(size, "random") for size in (SIZES if sizes is None else sizes)]
     kinds = {given.kind for given in inputs}
     batch, length = cases[0][0] if len(cases) == 1 else cases[1][0]
@@ -51,7 +51,8 @@ def generate_inputs(
     return made
 
 
-def _maxima(model: ir.Model) -> dict[str, int]:
+def maxima_of(model: ir.Model) -> dict[str, int]:
+    """The largest size of each named dimension that has one."""
     return {
         key.removeprefix(_MAXIMUM): int(value)
         for key, value in model.metadata_props.items()
@@ -77,9 +78,7 @@ def _array(given: Input, shape: tuple[int, ...], case: str, rng: np.random.Gener
     if given.kind == "attention_mask":
         return _attention_mask(given, shape, case).astype(dtype)
     if given.kind == "position_ids":
-        positions = np.arange(shape[-1]) + (given.low or 0)
-        top = positions.max(initial=0) if given.high is None else given.high - 1
-        return np.broadcast_to(np.minimum(positions, top), shape).astype(dtype)
+        return beside_text(given, shape)
     if given.dtype == ir.DataType.BOOL:
         return rng.integers(0, 2, shape).astype(dtype)
     if given.dtype.is_floating_point():
@@ -89,6 +88,19 @@ def _array(given: Input, shape: tuple[int, ...], case: str, rng: np.random.Gener
     if given.kind == "token_ids" and case in ("lowest", "highest"):
         return np.full(shape, low if case == "lowest" else high - 1, dtype)
     return rng.integers(low, high, shape).astype(dtype)
+
+
+def beside_text(given: Input, shape: tuple[int, ...]) -> np.ndarray:
+    """What goes with a text that has no padding and one part: a mask that hides nothing, positions, or token types."""
+    if given.kind == "attention_mask":
+        made = _attention_mask(given, shape, "full")
+    elif given.kind == "position_ids":
+        positions = np.arange(shape[-1]) + (given.low or 0)
+        top = positions.max(initial=0) if given.high is None else given.high - 1
+        made = np.broadcast_to(np.minimum(positions, top), shape)
+    else:
+        made = np.full(shape, given.low or 0)
+    return made.astype(given.dtype.numpy())
 
 
 def _attention_mask(given: Input, shape: tuple[int, ...], case: str) -> np.ndarray:
@@ -128,7 +140,7 @@ def load_inputs(path: str | Path, model: ir.Model) -> list[dict[str, np.ndarray]
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InputsError("is a single array", where=str(path), remedy="save with numpy.savez, one per input")
             names = list(archive.files)
-            _check_names(names, model, str(path))
+            check_names(names, model, str(path))
             arrays = {name: archive[name] for name in names}
     except FileNotFoundError:
         raise InputsError("does not exist", where=str(path), remedy="give an .npz file") from None
@@ -144,7 +156,8 @@ def load_inputs(path: str | Path, model: ir.Model) -> list[dict[str, np.ndarray]
     return [arrays]
 
 
-def _check_names(names: Sequence[str], model: ir.Model, where: str) -> None:
+def check_names(names: Sequence[str], model: ir.Model, where: str) -> None:
+    """Raise `InputsError` unless `names` are those of the inputs of `model`."""
     expected = [given.name for given in signature(model)]
     if missing := [name for name in expected if name not in names]:
         raise InputsError(f"lacks {', '.join(missing)}", where=where, remedy=f"expected {', '.join(expected)}")
@@ -157,8 +170,8 @@ def validate_inputs(arrays: Mapping[str, np.ndarray], model: ir.Model, where: st
 
     Raises `InputsError` at the first that fails.
     """
-    _check_names(list(arrays), model, where)
-    maxima, sizes = _maxima(model), {}
+    check_names(list(arrays), model, where)
+    maxima, sizes = maxima_of(model), {}
     for given in signature(model):
         array, place = arrays[given.name], f"{where}: {given.name}"
         if array.dtype != given.dtype.numpy():
