@@ -181,18 +181,22 @@ class Equalize(Pass[Between]):
         divisor[alive] = np.sqrt(written[alive] / read[alive])
         if self.powers_of_two:
             divisor = np.exp2(np.rint(np.log2(divisor)))
-        scaling = Scaling(divisor)
-        for within in site.regions:
-            inner = scaling if within is region else Scaling(site.part.widened(divisor) if site.part else divisor)
-            for use in within.constants:
-                weight = Transformed(weight_behind(use.value), inner.dual, use.axis)
-                change.absorb(use, weight, "equalized", key=(inner.dual.key, use.axis))
-            for value, axis in within.axes.items():
-                change.relate(value, inner.dual, axis)
-        holding = {use: factor for factor in site.factors.values() for use in factor.constants}
-        for use, factor in holding.items():
-            change.absorb(use, factor.behind(use, scaling), "equalized", key=(scaling.key, use.axis))
-        for value in dict.fromkeys(value for factor in site.factors.values() for value in factor.values):
-            change.rename(value, "equalized")
-        spread = float(divisor.max() / divisor.min())
-        change.notes.append(f"{region.size} channels, scales up to {spread:.3g} apart")
+        spread(site, change, divisor)
+        change.notes.append(f"{region.size} channels, scales up to {float(divisor.max() / divisor.min()):.3g} apart")
+
+
+def spread(site: Between, change: Change, divisor: np.ndarray) -> None:
+    """f(h)′ = f(h)⊘divisor (d,), undone by everything that reads it."""
+    scaling = Scaling(divisor)
+    for within in site.regions:
+        inner = scaling if within is site.region else Scaling(site.part.widened(divisor) if site.part else divisor)
+        for use in within.constants:
+            weight = Transformed(weight_behind(use.value), inner.dual, use.axis)
+            change.absorb(use, weight, "equalized", key=(inner.dual.key, use.axis))
+        for value, axis in within.axes.items():
+            change.relate(value, inner.dual, axis)
+    holding = {use: factor for factor in site.factors.values() for use in factor.constants}
+    for use, factor in holding.items():
+        change.absorb(use, factor.behind(use, scaling), "equalized", key=(scaling.key, use.axis))
+    for value in dict.fromkeys(value for factor in site.factors.values() for value in factor.values):
+        change.rename(value, "equalized")
