@@ -29,7 +29,7 @@ CANDIDATES = 16
 
 
 def multiply_add_pairs(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """`vpmaddubsw`: x uint8 (..., K) times codes int8 (K, N), pairs along K summed and saturated, int16 (..., ⌈K/2⌉, N).
+    """`vpmaddubsw`: x uint8 (…, K) times codes int8 (K, N), pairs along K summed and saturated; int16 (…, ⌈K/2⌉, N).
 
     >>> multiply_add_pairs(np.array([255, 255], np.uint8), np.array([[127], [127]], np.int8))
     array([[32767]], dtype=int16)
