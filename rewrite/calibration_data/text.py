@@ -244,7 +244,8 @@ class Pieces:
         """The text of the next bytes; of the first ones after a jump, what follows the end of a line or word."""
         block = self._bytes()
         if self._jumped:
-            inside = next((place for place, byte in enumerate(block[:4]) if byte & 0xC0 != 0x80), 0)
+            # The jump may have led into a character, of which there are at most three more bytes.
+            inside = next((place for place, byte in enumerate(block[:3]) if byte & 0xC0 != 0x80), 3)
             block = block[inside:]
         kept = len(self._decoder.getstate()[0])
         try:
