@@ -4,10 +4,11 @@ if __name__ == "passes":
         "write `import rewrite.passes` and take the repository root off sys.path"
     )
 
-__doc__ = """The equivalences, one file each, in the order in which a recipe runs them.
+__doc__ = """The equivalences and the approximations, one file each, in the order in which a recipe runs them.
 
 A pass is a frozen dataclass whose fields are its options. File, class and command agree: `center_residual.py`,
-`CenterResidual`, `center-residual`. Nothing is discovered: a pass exists when it stands in `PASSES`.
+`CenterResidual`, `center-residual`. Nothing is discovered: a pass exists when it stands in `PASSES` or
+in `APPROXIMATIONS`.
 """
 
 from rewrite.passes.affine_heads import AffineHeads
@@ -22,6 +23,9 @@ from rewrite.passes.fold_scale import FoldScale
 from rewrite.passes.merge_affine import MergeAffine
 from rewrite.passes.merge_branches import MergeBranches
 from rewrite.passes.merge_duplicate_channels import MergeDuplicateChannels
+from rewrite.passes.quantize_dynamic import QuantizeDynamic
+from rewrite.passes.quantize_static import QuantizeStatic
+from rewrite.passes.quantize_weights import QuantizeWeights
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
 from rewrite.passes.rotate_heads import RotateHeads
 from rewrite.passes.rotate_online import RotateOnline
@@ -29,6 +33,7 @@ from rewrite.passes.rotate_residual import RotateResidual
 from rewrite.passes.scale_heads import ScaleHeads
 from rewrite.passes.scale_query_key import ScaleQueryKey
 from rewrite.passes.smooth import Smooth
+from rewrite.passes.split_outliers import SplitOutliers
 from rewrite.passes.stabilize_norm import StabilizeNorm
 
 PASSES = (
@@ -38,9 +43,15 @@ PASSES = (
     *(RotateHeads, ScaleHeads, AffineHeads, ScaleQueryKey),
     *(Smooth, Equalize, ReparameterizeNormScale),
     RotateOnline,
+    SplitOutliers,
 )
+"""The equivalences, in the order of a recipe."""
+
+APPROXIMATIONS = (QuantizeStatic, QuantizeDynamic, QuantizeWeights)
+"""What comes behind them: proved equal but for what they declare."""
 
 __all__ = [
+    "APPROXIMATIONS",
     "PASSES",
     "AffineHeads",
     "CenterResidual",
@@ -54,6 +65,9 @@ __all__ = [
     "MergeAffine",
     "MergeBranches",
     "MergeDuplicateChannels",
+    "QuantizeDynamic",
+    "QuantizeStatic",
+    "QuantizeWeights",
     "ReparameterizeNormScale",
     "RotateHeads",
     "RotateOnline",
@@ -61,5 +75,6 @@ __all__ = [
     "ScaleHeads",
     "ScaleQueryKey",
     "Smooth",
+    "SplitOutliers",
     "StabilizeNorm",
 ]

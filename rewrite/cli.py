@@ -29,7 +29,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Names = Annotated[list[str] | None, typer.Option("--pass", metavar="NAME", help="A pass to run; may be repeated.")]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="default, compress, rotate, smooth, none, or a JSON file."),
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="default, compress, rotate, smooth, int8-dynamic, int8-static, int4-weight, int4-weight-int8-activation, "
+        "none, several joined by +, or a JSON file.",
+    ),
 ]
 Given = Annotated[str | None, typer.Option("--inputs", metavar="FILE.npz", help="Inputs to check and calibrate on.")]
 
@@ -179,9 +184,9 @@ def diff(
 @app.command()
 def passes() -> None:
     """List the passes, what each does and what it requires."""
-    from rewrite.passes import PASSES
+    from rewrite.passes import APPROXIMATIONS, PASSES
 
-    for each in PASSES:
+    for each in (*PASSES, *APPROXIMATIONS):
         print(f"{each.name}  {((each.__module__ and sys.modules[each.__module__].__doc__) or '').splitlines()[0]}")
         for requirement in each.requires:
             print(f"    {requirement.id}  {requirement.text}")

@@ -68,27 +68,34 @@ def apply(program: Program, passes: Iterable[Pass[Any]], inputs: Sequence[Inputs
 
 
 def _rewritten(
-    program: Program, passes: Sequence[Pass[Any]], inputs: Sequence[Inputs]
+    program: Program, passes: Sequence[Pass[Any]], inputs: Sequence[Inputs], progress: Progress | None = None
 ) -> tuple[Program, list[Outcome]]:
-    from rewrite.calibrate import calibrated
     from rewrite.capture.canonicalize import canonicalize
-    from rewrite.rule import apply_pass
 
     work = program.clone()
     canonicalize(work)
     outcomes: list[Outcome] = []
     for each in passes:
-        outcomes += apply_pass(work, calibrated(each, work, inputs) if inputs else each)
+        outcomes += _applied(work, each, inputs, progress)
     return work, outcomes
+
+
+def _applied(
+    work: Program, each: Pass[Any], inputs: Sequence[Inputs], progress: Progress | None = None
+) -> list[Outcome]:
+    """One pass, calibrated where there is data; what was there before the first that approximates is kept."""
+    from rewrite.calibrate import calibrated
+    from rewrite.rule import apply_pass
+
+    if each.approximates and work.exact is None:
+        work.exact = work.model.clone()
+    return apply_pass(work, calibrated(each, work, inputs, progress) if inputs else each)
 
 
 def _proved_stepwise(
     program: Program, passes: Sequence[Pass[Any]], inputs: Sequence[Inputs]
 ) -> tuple[Program, list[Outcome], Proof]:
     """Pass by pass, each kept only if the proof follows it."""
-    from rewrite.calibrate import calibrated
-    from rewrite.rule import apply_pass
-
     work, outcomes = _rewritten(program, [], ())
     proof = prove(work.original, work.model)
     if not proof.verdict.holds:
@@ -98,7 +105,7 @@ def _proved_stepwise(
         return work, [_refused_by_proof(each, proof.verdict) for each in passes], proof
     for each in passes:
         trial = work.clone()
-        done = apply_pass(trial, calibrated(each, trial, inputs) if inputs else each)
+        done = _applied(trial, each, inputs)
         attempt = prove(trial.original, trial.model, claims=_claims(trial), transforms=trial.transforms)
         if attempt.verdict.holds:
             work, proof = trial, attempt
@@ -185,13 +192,14 @@ def _target(name: str) -> Target:
 
 
 def _priced(passes: Sequence[Pass[Any]], target: Target) -> list[Pass[Any]]:
-    """The passes with what the target's kernels cost, in the options that were left as they are by default."""
+    """The passes with the target's kernels and what they cost, in the options that were left as they are by default."""
     priced: list[Pass[Any]] = []
     for each in passes:
         options: Any = each
         defaults = {option.name: option.default for option in fields(options)} if is_dataclass(each) else {}
-        left = [name for name in target.costs if name in defaults and defaults[name] == getattr(each, name)]
-        priced.append(replace(options, **{name: target.costs[name] for name in left}) if left else each)
+        known = {**target.costs, "kernels": target.kernels}
+        left = [name for name in known if name in defaults and defaults[name] == getattr(each, name)]
+        priced.append(replace(options, **{name: known[name] for name in left}) if left else each)
     return priced
 
 
@@ -233,7 +241,7 @@ def convert(
         sets = _inputs(program.original, inputs) if check or inputs is not None else []
         with stages("passes"):
             data = sets if inputs is not None else []  # what is generated says nothing of the ranges of real data
-            work, outcomes = _rewritten(program, steps, data)
+            work, outcomes = _rewritten(program, steps, data, progress)
         with stages("lowering"):
             lowered = _described(chosen.lower(work), chosen, work)
         with stages("saving"):

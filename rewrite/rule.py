@@ -70,6 +70,8 @@ class Pass(ABC, Generic[SomeSite]):
 
     name: ClassVar[str]
     requires: ClassVar[tuple[Requirement, ...]]
+    approximates: ClassVar[bool] = False
+    """Whether what it makes is only close to what was there: it comes behind all equivalences, and is declared."""
 
     @abstractmethod
     def sites(self, program: Program) -> Iterator[SomeSite]:

@@ -67,6 +67,7 @@ class OrtCpu(Target):
     device = "cpu"
     dtypes = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
     steps = (raise_gelu, unpack_projections, lay_out_attention)
+    kernels = frozenset(("weights", "weights-int8", "dynamic", "static"))
     costs: Mapping[str, float] = {"norm_ns": 0.38, "shift_ns": 0.26, "centring_ns": 0.47}
 
     def lacks(self, dtype: ir.DataType, node: ir.Node) -> bool:
@@ -83,6 +84,8 @@ class OrtCpu(Target):
                 # Both fusions are slower than what they fuse, by up to 8 times (above).
                 "optimization.disable_specified_optimizers": "SkipLayerNormFusion;BiasGeluFusion",
                 "session.set_denormal_as_zero": "1",
+                # Where codes of four bits are dequantized in front of a product, activations stay as they are.
+                "session.qdq_matmulnbits_accuracy_level": "0",
                 "session.intra_op.allow_spinning": "0",
             },
             "numerics": "results below 1.2e-38 in magnitude are flushed to zero",

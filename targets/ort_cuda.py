@@ -22,6 +22,7 @@ class OrtCuda(Target):
     device = "cuda"
     dtypes = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
     steps = (raise_gelu,)
+    kernels = frozenset(("weights",))
 
     def lacks(self, dtype: ir.DataType, node: ir.Node) -> bool:
         return dtype not in self.dtypes
@@ -31,6 +32,6 @@ class OrtCuda(Target):
             "target": self.name,
             "providers": [["CUDAExecutionProvider", {"use_tf32": "0"}], ["CPUExecutionProvider", {}]],
             "graph_optimization_level": "all",
-            "config": {},
+            "config": {"session.qdq_matmulnbits_accuracy_level": "0"},
             "numerics": "",
         }

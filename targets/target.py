@@ -59,6 +59,8 @@ class Target(ABC):
     costs: Mapping[str, float] = {}
     """What its kernels take, by the names of the passes' options (`norm_ns` of center-residual): nanoseconds for each
     number of the value they work on. Where a pass has such an option and it was not set, it decides by these."""
+    kernels: frozenset[str] = frozenset()
+    """What it multiplies in few bits with, by the names of `rewrite.quantize_rule`."""
 
     @abstractmethod
     def lacks(self, dtype: ir.DataType, node: ir.Node) -> bool:

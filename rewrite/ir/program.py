@@ -41,7 +41,7 @@ class Program:
     `model` is the graph passes edit; `original` the raw capture that proofs and checks refer to, never edited. They
     share their tensors. `records` is what passes did and refused, in order; `relations` says for a value of `model` how
     it relates to the value of the same name in `original` where that is not the identity; the transforms they name are
-    in `transforms`.
+    in `transforms`. `exact` is what `model` was before anything in it was approximated; None as long as nothing is.
     """
 
     model: ir.Model
@@ -50,6 +50,7 @@ class Program:
     records: list = field(default_factory=list)
     relations: dict[str, dict] = field(default_factory=dict)
     transforms: dict[str, Any] = field(default_factory=dict)
+    exact: ir.Model | None = None
 
     @classmethod
     def captured(cls, model: ir.Model, source: str = "") -> Program:
@@ -74,7 +75,7 @@ class Program:
     def clone(self) -> Program:
         """A program that can be rewritten without touching this one; tensors are shared."""
         own = (list(self.records), dict(self.relations), dict(self.transforms))
-        return Program(self.model.clone(), self.original, self.source, *own)
+        return Program(self.model.clone(), self.original, self.source, *own, self.exact)
 
     def save(self, path: str | Path, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Write `model` to `path` and its weights to `path` + `.data`, one tensor in memory at a time.
