@@ -34,21 +34,25 @@ INTEGER_KERNELS = {2: (32, 64, 128), 4: (16, 32, 64, 128, 256), 8: (16, 32, 64, 
 """Block sizes by bits for which accuracy level 4 has a kernel; elsewhere the product is in float32 all the same."""
 
 
-def rounded_by_block(x: np.ndarray, block: int) -> np.ndarray:
-    """x (..., k) as MatMulNBits at accuracy level 4 sees it: int8, symmetric, a scale for every row and block.
+def codes_by_block(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """x (..., k) as MatMulNBits at accuracy level 4 takes it: int8, symmetric, a scale for every row and block.
 
-    s = max|x|/127 over the block, q = round_half_to_even(x·(127/max|x|)), both in float32; a last block may be short.
-    Returns q·s in float64.
+    s = max|x|/127 over the block, q = round_half_to_even(x·(127/max|x|)), both in float32; a last block is filled up
+    with zeros. Returns q (..., blocks, block) and s (..., blocks, 1), float32.
     """
     size = x.shape[-1]
     padded = np.zeros((*x.shape[:-1], -(-size // block) * block), np.float32)
     padded[..., :size] = x
     blocks = padded.reshape(*x.shape[:-1], -1, block)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
-    scale = largest / np.float32(127)
     inverse = np.where(largest > 0, np.float32(127) / np.where(largest > 0, largest, np.float32(1)), np.float32(0))
-    codes = np.rint(blocks * inverse)
-    return (double(codes) * double(scale)).reshape(padded.shape)[..., :size]
+    return np.rint(blocks * inverse), largest / np.float32(127)
+
+
+def rounded_by_block(x: np.ndarray, block: int) -> np.ndarray:
+    """What the codes of `codes_by_block` stand for, q·s in float64, with the shape of x."""
+    codes, scale = codes_by_block(x, block)
+    return (double(codes) * double(scale)).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
 
 
 def rounds_activations(node: ir.Node) -> bool:
