@@ -29,15 +29,19 @@ class Reader(Protocol):
 class CalibrationSets:
     """Sets of inputs, valid for the network, that are made anew in the same order each time they are read.
 
-    Of the sets only the one that is being made is in memory here. `progress` is told "calibration 12/128" as each is
-    handed out.
+    Of the sets only the one that is being made is in memory here.
 
     Raises InputsError, from the constructor, which reads all of them once, or from an iteration where files changed.
     """
 
-    def __init__(self, reader: Reader, model: ir.Model, progress: Callable[[str], None] | None = None) -> None:
-        self._reader, self._model, self._progress = reader, model, progress
-        self._count = sum(1 for _ in self._valid())
+    def __init__(
+        self, reader: Reader, model: ir.Model, samples: int, progress: Callable[[str], None] | None = None
+    ) -> None:
+        self._reader, self._model, self._count = reader, model, 0
+        for _ in self._valid():
+            self._count += 1
+            if progress is not None:
+                progress(f"calibration data: {self._count}/{samples}")
 
     def __len__(self) -> int:
         return self._count
@@ -46,8 +50,6 @@ class CalibrationSets:
         done = 0
         for one in self._valid():
             done += 1
-            if self._progress is not None:
-                self._progress(f"calibration {done}/{self._count}")
             yield one
         if done != self._count:
             raise InputsError(
@@ -83,7 +85,7 @@ def calibration_sets(
             program its own `source`, unless given.
         samples: how many at most, spread evenly over what there is: a row of text, an image, or a set of an `.npz`.
         length: tokens in a row of text, special ones included; min(128, the most that the network takes) if None.
-        progress: told "calibration 12/128" whenever a set is handed out.
+        progress: told "calibration data: 12/128" as sets are read here; 128 is how many there are at most.
 
     All sets are read once here, so that what is wrong with them is said before anything is computed.
 
@@ -98,7 +100,8 @@ def calibration_sets(
     model = network.original if isinstance(network, Program) else network
     if source is None and isinstance(network, Program):
         source = network.source
-    return CalibrationSets(_reader(find_files(Path(path)), model, _folder(source), samples, length), model, progress)
+    reader = _reader(find_files(Path(path)), model, _folder(source), samples, length)
+    return CalibrationSets(reader, model, samples, progress)
 
 
 def _reader(files: Files, model: ir.Model, folder: Path | None, samples: int, length: int | None) -> Reader:
