@@ -37,7 +37,9 @@ class Certificate:
     `original` and `rewritten` are content digests; `sites` and `refusals` are the passes' records in plain types;
     `relations` says of a rewritten value how it relates to the original's value of the same name where that is not the
     identity, and `transforms` what the transforms are that relations name; `solved` names the shipped constants that
-    stand for an exact value within δ ulps of them. `files` are the names of a rewritten checkpoint's files.
+    stand for an exact value within δ ulps of them. `approximations` are the places where the rewritten model computes
+    with codes (`sites.py`), each with its format, scale and errors. `files` are the names of a rewritten checkpoint's
+    files.
     """
 
     original: str
@@ -51,6 +53,7 @@ class Certificate:
     solved: list[str] = field(default_factory=list)
     semantics: dict[str, int] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
+    approximations: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -74,6 +77,7 @@ class Certificate:
             dict(transforms or {}),
             list(proof.solved),
             dict(semantics),
+            approximations=[site.to_json() for site in proof.sites],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -86,6 +90,7 @@ class Certificate:
             **{"outputs": self.outputs, "sites": self.sites, "refusals": self.refusals},
             "transforms": {name: step.to_json() for name, step in self.transforms.items()},
             **{"relations": self.relations, "solved": self.solved},
+            **({"approximations": self.approximations} if self.approximations else {}),
             **({"files": self.files} if self.files else {}),
         }
 
@@ -163,6 +168,10 @@ def read_certificate(path: Path) -> dict[str, Any]:
     for part in (relations, written):
         if not isinstance(part, dict) or not all(isinstance(entry, dict) for entry in part.values()):
             raise ValueError("its relations or transforms are no objects by name")
+    approximations = content.get("approximations", [])
+    if not isinstance(approximations, list) or not all(isinstance(each, dict) for each in approximations):
+        raise ValueError("its approximations are no list of objects")
+    content = {**content, "approximations": approximations}
     return {**content, "relations": relations, "transforms": _read_transforms(written, path.with_suffix(TENSORS))}
 
 

@@ -7,7 +7,8 @@ original ⟶ normal form      rewritten ⟶ normal form      output by output th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from rewrite.proof.constants import Stored, same_values
 from rewrite.proof.forms import Form
 from rewrite.proof.linear import Comparer
 from rewrite.proof.relation import Verdict
+from rewrite.proof.sites import SATURATES, Measure, Site, as_site, combined
 from rewrite.proof.table import Stranger, Table
 from rewrite.proof.transforms import Selection, Step
 from rewrite.proof.walk import Relation, Walk
@@ -27,7 +29,8 @@ class Proof:
     """The answer, and what it rests on.
 
     `outputs` maps every output to its own verdict; `solved` names the shipped constants whose exact value Ŵ is another
-    than what was shipped; `claims` lists relation claims that were checked, with their outcome.
+    than what was shipped; `claims` lists relation claims that were checked, with their outcome. `sites` are the places
+    where the rewritten network computes with codes, weights first.
     """
 
     verdict: Verdict
@@ -35,6 +38,7 @@ class Proof:
     solved: tuple[str, ...] = ()
     claims: dict[str, bool] = field(default_factory=dict)
     values: int = 0
+    sites: tuple[Site, ...] = ()
 
     def __str__(self) -> str:
         return str(self.verdict)
@@ -51,6 +55,8 @@ def prove(
     transforms: Mapping[str, Step] | None = None,
     ulps: float = 1.0,
     block: int | None = None,
+    steps: float | Mapping[str, float] = 1.0,
+    approximations: Sequence[Mapping[str, object]] | None = None,
 ) -> Proof:
     """Prove that `rewritten` computes `original`, or say where the proof stops.
 
@@ -60,11 +66,17 @@ def prove(
 
     `ulps` is how far a shipped constant may be from its exact value. More than 1 is not EQUAL but EQUAL_MODULO.
     `block` is how many channels a block has where a runtime's file keeps them in blocks; that too is declared.
+
+    `steps` is how many steps codes may be from what they stand for, or says it by the name of the tensor that holds
+    them. Rounding to nearest takes half a step, and no convention of it more than one; clipping and methods that
+    compensate errors take more, which has to be said. Codes that are no closer to it than zeros are refused at any
+    number of steps. With a certificate's `approximations` each is allowed what is declared of it, and the list of sites
+    has to be the list that is found.
     """
     interface = _interface(original, rewritten)
     if interface is not None:
         return Proof(interface)
-    table = Table(Comparer(ulps), block=block)
+    table = Table(Comparer(ulps, _allowed(steps, approximations)), block=block)
     try:
         relations = {name: _relation(name, claim, transforms or {}) for name, claim in (claims or {}).items()}
         reductions = _reductions(relations)
@@ -95,6 +107,7 @@ def prove(
         checked,
         len(table.atoms),
     )
+    refusal = _listed(proof, table)
     failed = next((verdict for verdict in outputs.values() if not verdict.holds), None)
     conflict = table.conflict()
     false = next((name for name, holds in checked.items() if not holds), None)
@@ -107,7 +120,97 @@ def prove(
         proof.verdict = Verdict("UNKNOWN", node=false, reason="the certificate's relation of this value is not true")
     elif table.ulps > ulps:
         proof.verdict = Verdict("UNKNOWN", table.ulps, reason=f"a constant is {table.ulps:.3g} ulp off")
+    elif refusal is not None:
+        proof.verdict = refusal
+    elif approximations is not None and (difference := _undeclared(proof.sites, approximations)) is not None:
+        proof.verdict = Verdict("UNKNOWN", node=difference[0], reason=f"not as declared: {difference[1]}")
     return proof
+
+
+def _allowed(
+    steps: float | Mapping[str, float], approximations: Sequence[Mapping[str, object]] | None
+) -> Callable[[str], float]:
+    """How many steps the codes of a tensor may be off."""
+    if approximations is not None:
+        found = {str(each.get("name")): each.get("error_steps") for each in approximations}
+        steps = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    if isinstance(steps, Mapping):
+        limits = dict(steps)
+        return lambda name: limits.get(name, 1.0)
+    limit = steps
+    return lambda name: limit
+
+
+def _listed(proof: Proof, table: Table) -> Verdict | None:
+    """Enter the sites and what they declare into a proof; or why it is none."""
+    parts: dict[object, list[Measure]] = {}
+    for measure in table.measures.values():
+        if (stored := measure.constant.stored) is not None:
+            parts.setdefault(stored.key, []).append(measure)
+    weights: list[Site] = []
+    for key, (constant, node) in table.sites.items():
+        measure = combined(constant, parts.get(key, []))
+        if measure is None:
+            return Verdict("UNKNOWN", node=node, reason=f"uses of {constant.name} overlap: its error is not known")
+        if measure.error and not measure.relative < 1.0:
+            reason = (
+                f"codes {constant.name} are off by {measure.relative:.3g} of what they stand for; zeros are as close"
+            )
+            return Verdict("UNKNOWN", node=node, reason=reason)
+        weights.append(as_site(constant, node, measure, SATURATES if key in table.saturating else "none"))
+    proof.sites = (*weights, *table.activations)
+    if table.overflows:
+        node, reason = next(iter(table.overflows.items()))
+        return Verdict("UNKNOWN", node=node, reason=reason)
+    conditions = _conditions(proof.sites)
+    if conditions and proof.verdict.holds:
+        said = [f"{table.ulps:.2g} ulp", *conditions, *([proof.verdict.reason] if proof.verdict.reason else [])]
+        proof.verdict = Verdict("EQUAL_MODULO", table.ulps, reason="; ".join(said))
+        proof.outputs = {name: proof.verdict if each.holds else each for name, each in proof.outputs.items()}
+    return None
+
+
+def _conditions(sites: Sequence[Site]) -> list[str]:
+    """What is declared of sites; nothing where codes are exactly what they stand for."""
+    weights = [site for site in sites if site.kind == "weight"]
+    found: list[str] = []
+    worst = max((site.error_steps or 0.0 for site in weights), default=0.0)
+    if worst:
+        found.append(f"{_count(len(weights), 'weight site')}, error ≤ {_above(worst)} steps")
+    activations = len(sites) - len(weights)
+    if activations:
+        found.append(_count(activations, "activation site"))
+    saturating = sum(site.saturation == SATURATES for site in sites)
+    if saturating:
+        found.append(f"VNNI or pair sums within 16 bits at {_count(saturating, 'site')}")
+    return found
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _above(value: float) -> str:
+    """A number of three digits that is not below `value`, unless by what float64 loses."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return f"{math.ceil(value / unit - 2.0**-20) * unit:.3g}"
+
+
+def _undeclared(sites: Sequence[Site], declared: Sequence[Mapping[str, object]]) -> tuple[str, str] | None:
+    """The first site that is not as declared, or is declared and not found: where, and what."""
+    left = list(declared)
+    for site in sites:
+        known = next((e for e in left if (e.get("name"), e.get("kind"), e.get("node"))
+                      == (site.name, site.kind, site.node)), None)  # fmt: skip
+        if known is None:
+            return site.node, f"{site.name} is a site of which nothing is said"
+        difference = site.disagreement(known)
+        if difference is not None:
+            return site.node, difference
+        left.remove(known)
+    if left:
+        return str(left[0].get("node")), f"{left[0].get('name')} is no site"
+    return None
 
 
 def _holding(table: Table) -> Verdict:
@@ -208,7 +311,7 @@ def _first_stranger(table: Table, form: Form, number: int) -> Stranger:
 def _operand_numbers(key: tuple[object, ...]) -> list[int]:
     """Every form number in an atom's key."""
     kind = key[0]
-    if kind in ("power", "rms", "value", "mean", "sum", "sampled", "averaged", "reshape"):
+    if kind in ("power", "rms", "value", "mean", "sum", "sampled", "averaged", "reshape", "quantized"):
         return [key[1]] if isinstance(key[1], int) else []
     if kind in ("gather", "gathernd"):
         return [key[2], *([key[1][1]] if key[1][0] == "form" else [])]  # type: ignore[index, list-item]

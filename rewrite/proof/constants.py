@@ -384,7 +384,7 @@ class Grouped(Arranged):
 
     def ulp(self, region: Region) -> np.ndarray:
         """Outside the blocks there is nothing to be adjusted."""
-        return np.where(self._in_blocks(region), spacing(self.raw(region)), 0.0)
+        return np.where(self._in_blocks(region), self._blocks(region, self.inner.ulp), 0.0)
 
     def _in_blocks(self, region: Region) -> np.ndarray:
         width, height = self.inner.shape[1], self.inner.shape[0] // self.groups
@@ -392,13 +392,16 @@ class Grouped(Arranged):
         return rows[:, None] == columns[None, :]
 
     def raw(self, region: Region) -> np.ndarray:
+        return self._blocks(region, self.inner.raw)
+
+    def _blocks(self, region: Region, read: Callable[[Region], np.ndarray]) -> np.ndarray:
         rows, columns = region
         width, height = self.inner.shape[1], self.inner.shape[0] // self.groups
         result: np.ndarray | None = None
         for group in range(rows.start // width, -(-rows.stop // width)):
             top, bottom = max(rows.start, group * width), min(rows.stop, (group + 1) * width)
             left, right = max(columns.start, group * height), min(columns.stop, (group + 1) * height)
-            block = self.inner.raw((slice(left, max(left, right)), slice(top - group * width, bottom - group * width)))
+            block = read((slice(left, max(left, right)), slice(top - group * width, bottom - group * width)))
             if result is None:
                 result = np.zeros((rows.stop - rows.start, columns.stop - columns.start), block.dtype)
             if left < right:

@@ -12,14 +12,27 @@ value and the demand that it makes of the constant; `products.py` measures how f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain as chain_iterables
 from typing import Any
 
 import numpy as np
 
-from rewrite.proof.chains import UNIT, Centre, Chain, Diagonal, Exact, Factor, Matrix, Scalar, Spread, joined, shipped
+from rewrite.proof.chains import (
+    UNIT,
+    Centre,
+    Chain,
+    Diagonal,
+    Exact,
+    Factor,
+    Matrix,
+    Scalar,
+    Spread,
+    constants_of,
+    joined,
+    shipped,
+)
 from rewrite.proof.constants import (
     Constant,
     Sliced,
@@ -36,8 +49,10 @@ from rewrite.proof.products import (
     is_zero,
     windows,
 )
+from rewrite.proof.sites import Dequantized, Measure
 from rewrite.proof.transforms import (
     Copied,
+    Embedded,
     Isometry,
     LeftInverse,
     Selection,
@@ -48,11 +63,12 @@ from rewrite.proof.transforms import (
 class Comparer:
     """Compares linear maps of the rewritten graph with the original's; remembers every answer.
 
-    `ulps` is how far a shipped constant may be from its exact value: 1, unless more was declared.
+    `ulps` is how far a shipped constant may be from its exact value: 1, unless more was declared. `steps` says it of
+    codes, by the name of the tensor that holds them.
     """
 
-    def __init__(self, ulps: float = 1.0) -> None:
-        self.ulps = ulps
+    def __init__(self, ulps: float = 1.0, steps: Callable[[str], float] | None = None) -> None:
+        self.ulps, self.steps = ulps, steps
         self._same: dict[tuple[Any, Any], bool] = {}
         self._chains: dict[tuple[Any, ...], Outcome] = {}
         self._partner: dict[tuple[Any, ...], tuple[Any, ...]] = {}
@@ -82,10 +98,24 @@ class Comparer:
         """Whether two sums of chains are one map on `size` channels (None: unknown, only scalars occur).
 
         Chains are paired first, each rewritten one with an original one that it equals; what is left must agree as a
-        sum with one shipped constant to adjust.
+        sum with one shipped constant to adjust. Codes may equal by a step what they only equal together with a
+        correction: if they do not by themselves, they do as a part of the sum, or of the channels that they read.
         """
+        outcome = self._compare(rewritten, original, size)
+        if isinstance(outcome, Match) or len(rewritten) < 2 or not any(map(_has_codes, rewritten)):
+            return outcome
+        outcome = self._compare(rewritten, original, size, whole=True)
+        return outcome if isinstance(outcome, Match) else self._by_channels(rewritten, original) or outcome
+
+    def _compare(
+        self, rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None, whole: bool = False
+    ) -> Outcome:
+        """As `compare`; with `whole`, products that hold codes are not paired but left to the sum."""
         total, left, used = Match(), [], set()
         for chain in rewritten:
+            if whole and _has_codes(chain):
+                left.append(chain)
+                continue
             if chain.scalar.value == 0.0:
                 total = total + Match(0.0, shipped(chain.factors))
                 continue
@@ -118,6 +148,29 @@ class Comparer:
                 return total
             outcome = self._sums(left, rest, size)
         return total + outcome if isinstance(outcome, Match) else outcome
+
+    def _by_channels(self, rewritten: Sequence[Chain], original: Sequence[Chain]) -> Outcome | None:
+        """x_R·A + x_O·B against x·W, for channels R and O that x falls apart into: A is the rows R of W, and B the O.
+
+        None where the sum is none of this kind.
+        """
+        rewritten, original, total = self._without_shared(rewritten, original, 0)
+        taken = [chain.body[0].transform if chain.body and isinstance(chain.body[0], Exact) else None
+                 for chain in rewritten]  # fmt: skip
+        selections = [each for each in taken if isinstance(each, Selection)]
+        if len(selections) < len(rewritten):
+            return None
+        size, indices = selections[0].size, sorted(index for each in selections for index in each.indices)
+        if indices != list(range(size)) or any(each.size != size for each in selections):
+            return None
+        for chain, selection in zip(rewritten, selections):
+            rows = Exact(Embedded.of(selection))
+            parts = [joined(each.scalar, (rows, *each.body)) for each in original]
+            outcome = self._compare([joined(chain.scalar, chain.body[1:])], parts, selection.width)
+            if isinstance(outcome, Mismatch):
+                return outcome
+            total = total + outcome
+        return total
 
     def _by_ends(
         self, rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None
@@ -211,15 +264,19 @@ class Comparer:
             outcome = compare_scalars(Chain(tuple(ours)).scalar, Chain(tuple(theirs)).scalar)
         else:
             inner = Chain(tuple(ours)).sizes()[0] or Chain(tuple(theirs)).sizes()[0] or size
-            outcome = numeric([Chain(tuple(ours))], [Chain(tuple(theirs))], inner, self.ulps)
+            outcome = numeric([Chain(tuple(ours))], [Chain(tuple(theirs))], inner, self.ulps, self.steps)
         return outcome + cancelling if isinstance(outcome, Match) else outcome
 
     def _sums(self, rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None) -> Outcome:
         index = tuple(tuple((c.key, c.scalar) for c in chains) for chains in (rewritten, original))
         if index not in self._chains:
             inner = next((n for c in (*rewritten, *original) if (n := c.sizes()[0]) is not None), size)
-            self._chains[index] = numeric(rewritten, original, inner, self.ulps)
+            self._chains[index] = numeric(rewritten, original, inner, self.ulps, self.steps)
         return self._chains[index]
+
+
+def _has_codes(chain: Chain) -> bool:
+    return any(isinstance(constant.stored, Dequantized) for constant in constants_of(chain.factors))
 
 
 LOST = 2.0**-27
@@ -265,11 +322,17 @@ def unit_at(value: float, epsilon: float) -> float:
     return 0.0 if value == 0.0 else 2.0 ** math.floor(math.log2(abs(value))) * epsilon
 
 
-def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | None, ulps: float = 1.0) -> Outcome:
+def numeric(
+    rewritten: Sequence[Chain],
+    original: Sequence[Chain],
+    size: int | None,
+    ulps: float = 1.0,
+    steps: Callable[[str], float] | None = None,
+) -> Outcome:
     """Compare two sums of chains as matrices, block by block, adjusting one shipped constant.
 
     The adjustable constant W′ is the largest rewritten one that only diagonal factors surround; for it
-    |A|·ulp(W′)·|B| is what one ulp of it is worth in the product, and `ulps` of them are allowed.
+    |A|·ulp(W′)·|B| is what one ulp of it is worth in the product, and `ulps` of them are allowed; of codes, `steps`.
     """
     if size is None:
         return Mismatch("maps of unknown size")
@@ -290,10 +353,10 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
         rewritten = [Chain((Spread(size), *chain.factors)) for chain in rewritten]
         original = [Chain((Spread(size), *chain.factors)) for chain in original]
         size = 1
-    place = adjustable(rewritten, ulps)
+    place = adjustable(rewritten, ulps, steps)
     if place is None and rewritten and not all(is_zero(chain) for chain in rewritten):
         return Mismatch("no shipped constant can be adjusted to make the maps equal")
-    reported = 0.0
+    reported, measure = 0.0, None if place is None or place.site is None else Measure(place.constant)
     # The first window alone: most maps that differ do so at once, and are not worth a second thread.
     with ThreadPoolExecutor(2) as pool:
         first, *others = windows(rewritten, original, size)
@@ -303,7 +366,10 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
             if isinstance(found, Mismatch):
                 pool.shutdown(wait=True, cancel_futures=True)
                 return found
-            reported = max(reported, found)
+            if isinstance(found, Measure):
+                measure = found if measure is None else measure + found
+            else:
+                reported = max(reported, found)
     if reported > ulps:
         return Mismatch(f"float64 cannot decide: the bound is {reported:.3g} ulp", reported)
     if place is None:
@@ -328,10 +394,11 @@ def numeric(rewritten: Sequence[Chain], original: Sequence[Chain], size: int | N
     demand = Demand(stored.name if stored else "", layout, value, columns)
     alone = len(rewritten) == 1 and len(rewritten[0].factors) == 1
     solutions = ((rewritten[0].factors[0].key, tuple(original)),) if alone else ()
-    if reported == 0.0:
+    measures = () if measure is None else (measure,)
+    if reported == 0.0 and (measure is None or measure.steps == measure.slack == 0.0):
         # Nothing is to be adjusted: what was shipped is what is asked for.
-        return Match(0.0, frozenset(d for chain in rewritten for d in shipped(chain.factors)), solutions)
-    return Match(reported, shipped(others) | {demand}, solutions)
+        return Match(0.0, frozenset(d for chain in rewritten for d in shipped(chain.factors)), solutions, measures)
+    return Match(reported, shipped(others) | {demand}, solutions, measures)
 
 
 def substituted(chains: Sequence[Chain], solutions: Mapping[tuple[Any, ...], Sequence[Chain]]) -> list[Chain]:

@@ -7,7 +7,7 @@ blocks of rows, or of columns where a row rests on all rows, so that memory does
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -37,6 +37,7 @@ from rewrite.proof.constants import (
 )
 from rewrite.proof.demands import Demand
 from rewrite.proof.rational import computed_in, cost, entry
+from rewrite.proof.sites import Dequantized, Measure
 from rewrite.proof.transforms import Transform
 
 READ_ELEMENTS, CACHED_ELEMENTS = 1 << 20, 1 << 15
@@ -192,9 +193,20 @@ class Match:
     demands: frozenset[Demand] = frozenset()
     solutions: tuple[tuple[tuple[Any, ...], tuple[Chain, ...]], ...] = ()
     """Matrices, by their key, and the sums of the original's products that the demands make them."""
+    measures: tuple[Measure, ...] = ()
+    """How far dequantized constants are from what the demands make them."""
+
+    @property
+    def exact(self) -> bool:
+        return self.ulps == 0.0 and not any(each.steps for each in self.measures)
 
     def __add__(self, other: Match) -> Match:
-        return Match(max(self.ulps, other.ulps), self.demands | other.demands, self.solutions + other.solutions)
+        return Match(
+            max(self.ulps, other.ulps),
+            self.demands | other.demands,
+            self.solutions + other.solutions,
+            self.measures + other.measures,
+        )
 
 
 @dataclass(frozen=True)
@@ -252,7 +264,7 @@ def _mixes_rows(chain: Chain) -> bool:
     return False
 
 
-def compare_window(part: _Part, place: Adjustable | None, size: int) -> float | Mismatch:
+def compare_window(part: _Part, place: Adjustable | None, size: int) -> float | Measure | Mismatch:
     rewritten, original = _resident(part.rewritten, part.taken), _resident(part.original, part.taken)
     if place is not None:
         factor = rewritten[place.chain].factors[place.factor]
@@ -260,6 +272,8 @@ def compare_window(part: _Part, place: Adjustable | None, size: int) -> float | 
             place = replace(place, constant=factor.constant)
     try:
         with np.errstate(under="raise"):
+            if place is not None and place.site is not None:
+                return _measure_rows(rewritten, original, place, part.taken, size, part.step)
             return _compare_rows(rewritten, original, place, part.taken, size, part.step)
     except FloatingPointError:
         return Mismatch("a product of constants is smaller than float64 holds")
@@ -342,6 +356,60 @@ def _compare_rows(
     return reported
 
 
+UNDECIDED = 0.5
+"""Of a step: what float64 may at most have lost of a distance that is measured in steps, of which half is rounding."""
+
+
+def _measure_rows(
+    rewritten: Sequence[Chain], original: Sequence[Chain], place: Adjustable, taken: slice, size: int, step: int
+) -> Measure | Mismatch:
+    """How far a dequantized constant is from what the original asks, over the rows `taken`, or why the maps differ.
+
+    With the constant's own factors a·W_q·b in the product, an entry that differs by Δ is Δ/|a·b| off.
+    """
+    chain = rewritten[place.chain]
+    worth, gains = sensitivity(chain, place), sensitivity(chain, place, _Ones)
+    total = Measure(place.constant)
+    for start in range(taken.start, taken.stop, step):
+        part = slice(start, min(start + step, taken.stop))
+        actual, target = _sum_rows(rewritten, part, size), _sum_rows(original, part, size)
+        assert actual is not None
+        if target is None:
+            target = exact(np.zeros_like(actual.value))
+        if target.value.shape != actual.value.shape:
+            return Mismatch(f"maps of shapes {actual.value.shape} and {target.value.shape}")
+        difference = actual.value - target.value
+        bound = UNIT * (target.error + actual.error)
+        if not (np.isfinite(difference).all() and np.isfinite(bound).all()):
+            return Mismatch("a constant is not finite")
+        unit, gain = rows(worth, part, size).value, np.broadcast_to(rows(gains, part, size).value, difference.shape)
+        own = actual.value if len(rewritten) == 1 else rows(chain.factors, part, size).value
+        with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
+            # 0/0 is an entry that is zero on both sides.
+            distance = np.nan_to_num(np.abs(difference) / unit, posinf=np.inf)
+            lost = np.nan_to_num(bound / unit, posinf=np.inf)
+            off, wanted, slack = (
+                np.where(gain > 0, np.abs(each) / gain, 0.0) for each in (difference, own - difference, bound)
+            )
+            measure = Measure(
+                place.constant,
+                float(distance.max(initial=0.0)),
+                float((off**2).sum()),
+                float((wanted**2).sum()),
+                float(lost.max(initial=0.0)),
+                float(np.sqrt((slack**2).sum())),
+            )
+        if not measure.slack < UNDECIDED:
+            return Mismatch(f"float64 cannot decide how many steps {_name(place)} is off")
+        if not measure.steps <= place.ulps + 2 * measure.slack:
+            at = np.unravel_index(int(np.argmax(distance)), distance.shape)
+            where = (start + int(at[0]), int(at[1]))
+            relative = f"{measure.relative:.2g} of their size in these rows"
+            return Mismatch(f"codes {_name(place)} are {distance[at]:.3g} steps off at {where}, {relative}")
+        total = total + measure
+    return total
+
+
 def _name(place: Adjustable) -> str:
     return place.constant.stored.name if place.constant.stored else "a constant"
 
@@ -412,10 +480,22 @@ class Adjustable:
     epsilon: float
     ulps: float = 1.0
 
+    @property
+    def site(self) -> Dequantized | None:
+        """The codes that the constant is made of, if it is; `ulps` are steps then."""
+        stored = self.constant.stored
+        return stored if isinstance(stored, Dequantized) else None
 
-def adjustable(chains: Sequence[Chain], ulps: float = 1.0) -> Adjustable | None:
-    """The largest shipped constant that only diagonal factors surround."""
+
+def adjustable(
+    chains: Sequence[Chain], ulps: float = 1.0, steps: Callable[[str], float] | None = None
+) -> Adjustable | None:
+    """The largest shipped constant that only diagonal factors surround; codes before all others.
+
+    `steps` says of codes by how many steps they may be off.
+    """
     best: Adjustable | None = None
+    rank: tuple[bool, int] = (False, -1)
     for i, chain in enumerate(chains):
         for j, factor in enumerate(chain.factors):
             if not isinstance(factor, Matrix | Diagonal):
@@ -429,8 +509,12 @@ def adjustable(chains: Sequence[Chain], ulps: float = 1.0) -> Adjustable | None:
                 continue
             if not all(isinstance(f, Scalar | Diagonal) for f in behind):
                 continue
-            if best is None or constant.size > best.constant.size:
-                origin = constant.stored
+            origin = constant.stored
+            if isinstance(origin, Dequantized) and rank < (True, constant.size):
+                best = Adjustable(i, j, constant, 0.0, 1.0 if steps is None else steps(origin.name))
+                rank = (True, constant.size)
+            elif not isinstance(origin, Dequantized) and rank < (False, constant.size):
+                rank = (False, constant.size)
                 sample = origin.raw(tuple(slice(0, min(n, 1)) for n in origin.shape))
                 best = Adjustable(i, j, constant, float(spacing_of_one(sample)), ulps)
     return best
@@ -468,12 +552,21 @@ class _Magnitudes(_Ulps):
         return np.abs(self.inner.read(region))
 
 
-def sensitivity(chain: Chain, place: Adjustable) -> list[Factor]:
-    """Factors of the matrix that says what one ulp of the adjustable constant is worth at each entry of the product."""
+@dataclass(frozen=True, eq=False)
+class _Ones(_Ulps):
+    """A one for every entry of a constant."""
+
+    def raw(self, region: Region) -> np.ndarray:
+        return np.ones(tuple(taken.stop - taken.start for taken in region))
+
+
+def sensitivity(chain: Chain, place: Adjustable, of: type[_Ulps] = _Ulps) -> list[Factor]:
+    """Factors of the matrix that says what one ulp (`of`) of the adjustable constant is worth at each entry of the
+    product."""
     factors: list[Factor] = []
     for index, factor in enumerate(chain.factors):
         if index == place.factor:
-            factors.append(replace(factor, constant=_Ulps(factor.constant)))  # type: ignore[type-var]
+            factors.append(replace(factor, constant=of(factor.constant)))  # type: ignore[type-var]
         elif isinstance(factor, Scalar):
             factors.append(Scalar(abs(factor.value)))
         elif isinstance(factor, Diagonal):

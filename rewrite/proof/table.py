@@ -18,6 +18,7 @@ from rewrite.proof.dimensions import Shape
 from rewrite.proof.forms import IDENTITY, Atom, Form, Term
 from rewrite.proof.linear import LOST, Comparer, substituted
 from rewrite.proof.products import Match, Mismatch, Outcome
+from rewrite.proof.sites import Dequantized, Measure, Site
 from rewrite.proof.transforms import Transform
 
 TOTAL = frozenset(
@@ -44,6 +45,11 @@ class Table:
     strangers: dict[int, Stranger] = field(default_factory=dict)
     demands: dict[Demand, str] = field(default_factory=dict)
     ulps: float = 0.0
+    measures: dict[tuple[Any, ...], Measure] = field(default_factory=dict)
+    sites: dict[tuple[Any, ...], tuple[Dequantized, str]] = field(default_factory=dict)
+    activations: list[Site] = field(default_factory=list)
+    saturating: set[tuple[Any, ...]] = field(default_factory=set)
+    overflows: dict[str, str] = field(default_factory=dict)
     declared: set[str] = field(default_factory=set)
     block: int | None = None
     found: list[Transform] = field(default_factory=list)
@@ -106,10 +112,17 @@ class Table:
             return number
         alike = self._alike.setdefault(form.skeleton, [])
         nearest: Mismatch | None = None
+        close: tuple[float, int, Match] | None = None
         for candidate in sorted(alike, key=lambda n: n != hint):
             outcome = self.match(form, self.forms[candidate])
             own = candidate in self.strangers
-            if isinstance(outcome, Match) and (outcome.ulps == 0.0 or (side == "rewritten" and not own)):
+            if isinstance(outcome, Match) and not outcome.exact and outcome.measures and candidate != hint:
+                # Codes are close to more than they stand for: what they are closest to is asked of them.
+                apart = max(each.relative for each in outcome.measures)
+                if side == "rewritten" and not own and (close is None or apart < close[0]):
+                    close = (apart, candidate, outcome)
+                continue
+            if isinstance(outcome, Match) and (outcome.exact or (side == "rewritten" and not own)):
                 self.commit(outcome, node)
                 if own:
                     # Two values of the rewritten graph alone: nothing else says what their constants ought to be.
@@ -119,6 +132,10 @@ class Table:
                 return candidate
             if isinstance(outcome, Mismatch) and (nearest is None or candidate == hint or outcome.ulps < nearest.ulps):
                 nearest = nearest if nearest is not None and candidate != hint and hint in alike else outcome
+        if close is not None:
+            self.commit(close[2], node)
+            self._numbers[form.key, form.origins] = close[1]
+            return close[1]
         number = len(self.forms)
         self.forms.append(form)
         self._numbers[form.key, form.origins] = number
@@ -188,6 +205,10 @@ class Table:
 
     def commit(self, match: Match, node: str) -> None:
         self.ulps = max(self.ulps, match.ulps if match.ulps > LOST else 0.0)
+        for measure in match.measures:
+            known = self.measures.get(measure.constant.key)
+            if known is None or known.steps < measure.steps:
+                self.measures[measure.constant.key] = measure
         for demand in match.demands:
             self.demands.setdefault(demand, node)
 
@@ -209,6 +230,13 @@ class Table:
             for chain in term.chains:
                 for demand in shipped(chain.factors):
                     self.demands.setdefault(demand, node)
+
+    def constant_name(self, constant: Constant) -> tuple[Any, ...] | None:
+        """The name that `constant_number` gave to an equal constant before."""
+        for index, known in enumerate(self._constants.get((constant.shape, constant.type), [])):
+            if self.comparer.same_constant(constant, known):
+                return ("constant", constant.shape, constant.type, index)
+        return None
 
     def constant_number(self, constant: Constant, node: str) -> tuple[Any, ...]:
         """A name for a constant operand of an opaque operator: equal values of one integer type, equal names."""

@@ -814,6 +814,24 @@ class Copied(Transform):
 
 
 @dataclass(frozen=True, eq=False)
+class Embedded(Copied):
+    """The channels of a selection where they were, and zeros at all others: nothing is rounded."""
+
+    kind: ClassVar[str] = "embedded"
+
+    @classmethod
+    def of(cls, selection: Selection) -> Embedded:
+        sources, factors = np.zeros(selection.size, int), np.zeros(selection.size)
+        sources[list(selection.indices)] = np.arange(selection.width)
+        factors[list(selection.indices)] = 1.0
+        return cls(selection.width, tuple(int(source) for source in sources), factors)
+
+    @property
+    def roundings(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
 class Repeated(Transform):
     """I_left ⊗ T ⊗ I_right for a square T: the same map of every group of channels (of every head)."""
 

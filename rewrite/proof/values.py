@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rewrite.proof.constants import Array, Constant
 from rewrite.proof.dimensions import Dim
 from rewrite.proof.forms import Form
+
+if TYPE_CHECKING:
+    from rewrite.proof.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,16 @@ class Integers:
         return Integers.of(np.asarray(np.take(self.array(), indices.whole().astype(np.int64), axis=axis), dtype=object))
 
 
-Value = Constant | Integers | Form
+@dataclass(frozen=True, eq=False)
+class Coded(ABC):
+    """What is known of integers that a quantized network computes with, or of their scale (`quantization.py`)."""
+
+    @abstractmethod
+    def plain(self, walk: Walk) -> Form:
+        """The value as that of any operator."""
+
+
+Value = Constant | Integers | Form | Coded
 
 
 def sizes(value: Value | None) -> tuple[Dim, ...] | None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from rewrite.proof import forms, inference, layouts, reduction, rotary, rows, symmetry
+from rewrite.proof import forms, inference, layouts, quantization, reduction, rotary, rows, symmetry
 from rewrite.proof.chains import SINGLE_ULP, Centre, Chain, Diagonal, Exact, Factor, Matrix, Mean, Scalar, Spread
 from rewrite.proof.constants import Array, Constant, Expanded, Stored, blocks, reshaped
 from rewrite.proof.dimensions import ONE, Dim, Shape, opaque, parse
@@ -21,7 +21,7 @@ from rewrite.proof.rules import LARGEST_SIGNS, RULES, ends_in_constants, integer
 from rewrite.proof.shapes import result_shape
 from rewrite.proof.table import Table
 from rewrite.proof.transforms import Hadamard, Repeated, Selection, Shift, Signs, Step, Transform
-from rewrite.proof.values import Integers, Value
+from rewrite.proof.values import Coded, Integers, Value
 
 OLDEST_OPSET = 13
 """Before it, Softmax flattened, BatchNormalization trained by its number of outputs, and axes were attributes."""
@@ -175,6 +175,10 @@ class Walk:
         if self.reductions and node.op_type in reduction.CHANNELWISE:
             self._reduce(node)
         operands = self._operands(node)
+        quantized = quantization.results(self, node, operands)
+        if quantized is not None:
+            return quantized
+        operands = [operand.plain(self) if isinstance(operand, Coded) else operand for operand in operands]
         apart = rows.taken_apart(self, node, operands)
         if apart is not None:
             return [apart.joined(result) for result in self.applied(node, apart.operands)]
@@ -199,7 +203,7 @@ class Walk:
         if apply is not None:
             result = apply(self, node, operands)
             if result is not None:
-                return [result] if isinstance(result, Constant | Integers | Form) else result
+                return [result] if isinstance(result, Constant | Integers | Form | Coded) else result
         return self._opaque(node, operands)
 
     def _assign(self, node: ir.Node, results: Sequence[Value]) -> None:
@@ -279,6 +283,8 @@ class Walk:
         if isinstance(value, Integers):
             shape = tuple(Dim.of(n) for n in value.shape)
             return form_of(self.atom(value.key, shape, "int64"))
+        if isinstance(value, Coded):
+            return value.plain(self)
         if value is None:
             raise ValueError(f"{self.node}: an operand is missing")
         return self._constant_form(value)
@@ -288,6 +294,8 @@ class Walk:
         return self._constant_form(Array(np.array(value)))
 
     def shape(self, value: Value | None) -> Shape:
+        if isinstance(value, Coded):
+            value = value.plain(self)
         if isinstance(value, Form):
             return value.shape
         return tuple(Dim.of(n) for n in value.shape) if value is not None else ()
@@ -303,7 +311,7 @@ class Walk:
             return self.table.constant_number(value, self.node)
         if isinstance(value, Integers):
             return value.key
-        return ("form", self.intern(value))
+        return ("form", self.intern(self.form(value)))
 
     def atom(self, key: tuple[Any, ...], shape: Shape, kind: str = "f"):
         atom = self.table.atom(key, shape, kind, self.node, self.side)
@@ -525,7 +533,7 @@ class Walk:
             inner, axis, transform = moved
             result = self._opaque(node, [inner, *operands[1:]])[0]
             return [self.mapped(self.form(result), axis, Exact(transform))]
-        attributes = self._attributes(node, domain)
+        attributes = self.attributes(node, domain)
         keys: list[Any] = [self.operand(operand) for operand in operands]
         while keys and keys[-1] == ("none",):
             keys.pop()
@@ -551,7 +559,7 @@ class Walk:
             results.append(form_of(self.atom(key, shape, kind)))
         return results  # type: ignore[return-value]
 
-    def _attributes(self, node: ir.Node, domain: str) -> dict[str, Any] | None:
+    def attributes(self, node: ir.Node, domain: str) -> dict[str, Any] | None:
         """Attributes with the operator's defaults filled in, and the version of its meaning; None for subgraphs."""
         result: dict[str, Any] = {}
         if domain == "":
