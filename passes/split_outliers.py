@@ -45,26 +45,27 @@ def _unshared(rule: SplitOutliers, site: WeightSite) -> Breach | None:
 
 
 def _measured(rule: SplitOutliers, site: WeightSite) -> Breach | None:
-    name = site.operand.name or ""
-    if name not in (rule.statistics or {}):
-        return Breach(site.reader, f"the magnitudes of {name} were not measured: give data to calibrate on")
+    if rule.seen(site) is None:
+        return Breach(
+            site.reader, f"the magnitudes of {site.operand.name} were not measured: give data to calibrate on"
+        )
     return None
 
 
 def _has_outliers(rule: SplitOutliers, site: WeightSite) -> Breach | None:
     seen = rule.seen(site)
-    if len(rule.outliers(site)):
+    if seen is None or len(rule.outliers(seen)):
         return None
-    largest, limit = seen.magnitude.max(initial=0.0), rule.limit(seen)
+    limit, largest = rule.limit(seen), seen.magnitude.max(initial=0.0)
     return Breach(site.reader, f"no channel of {site.operand.name} exceeds {limit:.3g}, the largest is {largest:.3g}")
 
 
 def _few_outliers(rule: SplitOutliers, site: WeightSite) -> Breach | None:
-    count, size = len(rule.outliers(site)), site.shape[0]
-    if count <= rule.most * size:
+    seen = rule.seen(site)
+    count, size = 0 if seen is None else len(rule.outliers(seen)), site.shape[0]
+    if seen is None or count <= rule.most * size:
         return None
-    limit = rule.limit(rule.seen(site))
-    return Breach(site.reader, f"{count} of {size} channels exceed {limit:.3g}, {int(rule.most * size)} may")
+    return Breach(site.reader, f"{count} of {size} channels exceed {rule.limit(seen):.3g}, {int(rule.most * size)} may")
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,23 @@ class SplitOutliers(Pass[WeightSite]):
         wanted = (site for site in self.sites(program) if not any(each.check(self, site) for each in self.requires[:5]))
         yield from dict.fromkeys(site.operand.name or "" for site in wanted)
 
-    def seen(self, site: WeightSite) -> ChannelRange:
+    def seen(self, site: WeightSite) -> ChannelRange | None:
         """What was measured of the operand."""
-        return (self.statistics or {})[site.operand.name or ""]
+        return (self.statistics or {}).get(site.operand.name or "")
 
     def limit(self, seen: ChannelRange) -> float:
         """The magnitude beyond which a channel holds outliers."""
         return self.ratio * float(np.median(seen.magnitude)) if self.threshold is None else self.threshold
 
-    def outliers(self, site: WeightSite) -> np.ndarray:
+    def outliers(self, seen: ChannelRange) -> np.ndarray:
         """The channels that hold outliers, in order."""
-        seen = self.seen(site)
         return np.flatnonzero(seen.magnitude > self.limit(seen))
 
     def rewrite(self, site: WeightSite, change: Change) -> None:
-        edit, node, channels = change.editor, site.reader, self.outliers(site)
+        edit, node, seen = change.editor, site.reader, self.seen(site)
+        if seen is None:
+            raise ValueError(f"{site.operand.name} was not measured")
+        channels = self.outliers(seen)
         dtype, columns = site.constant.dtype or ir.DataType.FLOAT, slice(0, site.shape[1])
         rest, apart = self._operands(site, change, channels)
         kept = np.ones(site.shape[0])
@@ -139,8 +142,9 @@ class SplitOutliers(Pass[WeightSite]):
         if vector is not None:
             most = edit.node("Add", [most, vector], before=last, name=f"{result.name}.rest_biased", like=result)
         edit.take_over(result, edit.node("Add", [most, few], before=last, name=f"{result.name}.joined", like=result))
-        limit = self.limit(self.seen(site))
-        change.notes.append(f"{len(channels)} of {site.shape[0]} channels exceed {limit:.3g} and are multiplied apart")
+        change.notes.append(
+            f"{len(channels)} of {site.shape[0]} channels exceed {self.limit(seen):.3g} and are multiplied apart"
+        )
 
     def _operands(self, site: WeightSite, change: Change, channels: np.ndarray) -> tuple[ir.Value, ir.Value]:
         """x⊙m and x_O, made once for all that multiply x."""

@@ -11,6 +11,7 @@ from pass_examples import EXAMPLES, PRE_LN
 import rewrite.passes
 from rewrite.ir.program import Program
 from rewrite.passes import (
+    APPROXIMATIONS,
     PASSES,
     CenterResidual,
     FoldBatchnorm,
@@ -110,7 +111,7 @@ def test_saving_rounds_once_and_loads_back(tmp_path: Path) -> None:
     assert np.array_equal(evaluate(loaded, inputs)["logits"], evaluate(after.model, inputs)["logits"])
 
 
-@pytest.mark.parametrize("rule", PASSES)
+@pytest.mark.parametrize("rule", [*PASSES, *APPROXIMATIONS])
 def test_file_class_and_command_agree(rule: type) -> None:
     module = rule.__module__.rpartition(".")[2]
     assert rule.name == module.replace("_", "-")
@@ -120,14 +121,14 @@ def test_file_class_and_command_agree(rule: type) -> None:
 def test_every_file_is_a_pass_in_the_tuple() -> None:
     folder = Path(rewrite.passes.__file__).parent
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    assert files == {rule.__module__.rpartition(".")[2] for rule in PASSES}
+    assert files == {rule.__module__.rpartition(".")[2] for rule in (*PASSES, *APPROXIMATIONS)}
     affine = (FoldParametrization, FoldBatchnorm, FoldScale, MergeAffine, MergeBranches)
     assert RECIPES["default"] == tuple(rule.name for rule in (*affine, CenterResidual, FoldNorm))
     order = [rule.name for rule in PASSES]
     assert sorted(RECIPES["default"], key=order.index) == list(RECIPES["default"])
 
 
-@pytest.mark.parametrize("rule", PASSES)
+@pytest.mark.parametrize("rule", [*PASSES, *APPROXIMATIONS])
 def test_requirements_are_numbered_and_said_once(rule: type) -> None:
     assert [requirement.id for requirement in rule.requires] == [f"R{i + 1}" for i in range(len(rule.requires))]
     assert len({requirement.text for requirement in rule.requires}) == len(rule.requires)

@@ -7,7 +7,7 @@ passes change: tied tables, shared and fused projections, gates, stacks of exper
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from normed_networks import NORMED, SPREAD
 from pass_examples import LAYER_SCALE, PRE_LN
 
 from rewrite.ir.program import Program
+from rewrite.ir.statistics import ChannelRange
 from rewrite.passes import (
     AffineHeads,
     CenterResidual,
@@ -38,6 +39,7 @@ from rewrite.passes import (
     ScaleHeads,
     ScaleQueryKey,
     Smooth,
+    SplitOutliers,
     StabilizeNorm,
 )
 from rewrite.rule import Pass
@@ -386,6 +388,40 @@ parametrized (float[B, 4] x, float[6, 4] v1, float[6, 1] g1, float[6] b1, float[
 """
 """A matrix with weight normalization, and one with a low-rank update and spectral normalization."""
 
+SPLIT = """
+split (float[B, S, 24] x, float[24, 16] q, float[16] b, float[24, 12] k, float[20, 24] v, float[20, 16] o)
+    => (float[B, S, 16] y, float[B, S, 12] z, float[B, S, 16] u)
+{
+    p = MatMul (x, q)
+    y = Add (b, p)
+    z = MatMul (x, k)
+    vt = Transpose <perm = [1, 0]> (v)
+    h = MatMul (x, vt)
+    r = Relu (h)
+    u = MatMul (r, o)
+}
+"""
+"""Three products of one value and one of another, with a bias, without, transposed, and behind a Relu."""
+
+
+def outliers(size: int, *channels: int) -> ChannelRange:
+    """A range of 1 in all channels but those that have outliers."""
+    magnitude = np.where(np.isin(np.arange(size), channels), 50.0, 1.0)
+    return ChannelRange(-magnitude, magnitude)
+
+
+def _split() -> list[Case]:
+    statistics = {"x": outliers(24, 2, 17), "r": outliers(20, 5)}
+    tall = SPLIT.replace("float[B, S, 24] x", "float[2, 3, S, 24] x").replace("=> (float[B, S", "=> (float[2, 3, S")
+    tall = tall.replace(", float[B, S", ", float[2, 3, S")
+    rule = SplitOutliers(minimum=256, most=0.1, statistics=statistics)
+    return [
+        Case("three readers", SPLIT, (rule,)),
+        Case("four axes", tall, (rule,)),
+        Case("one of two values", SPLIT, (replace(rule, statistics={"r": statistics["r"]}),)),
+    ]
+
+
 CASES: dict[str, Callable[[], list[Case]]] = {
     "fold-parametrization": lambda: [Case("normed and adapted", PARAMETRIZED, (FoldParametrization(),))],
     "fold-scale": lambda: [Case("layer scale", LAYER_SCALE, (FoldScale(),))],
@@ -444,5 +480,6 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         Case("a cache", CACHED, (RotateOnline(),), ("x", "step", "past", "v")),
         *_heads(RotateOnline(min_size=4), "grouped queries, half-split rotary", "written out"),
     ],
+    "split-outliers": _split,
 }
 """Name of a pass → networks on which it applies."""

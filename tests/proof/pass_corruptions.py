@@ -38,6 +38,7 @@ from rewrite.ir.weights import (
     Placed,
     Response,
     Scale,
+    Slice,
     Transformed,
     Transpose,
     Weight,
@@ -180,15 +181,32 @@ def _wrong_parts(part: Weight, rng: np.random.Generator) -> Iterator[tuple[str, 
     if isinstance(part, Scale):
         yield "not scaled", part.inner
         yield "scaled twice", Scale(part, part.factor, part.axis)
-        yield "divided", Scale(part.inner, Constant(1.0 / part.factor.numpy()), part.axis)
+        if part.factor.numpy().all():
+            yield "divided", Scale(part.inner, Constant(1.0 / part.factor.numpy()), part.axis)
         for axis, size in enumerate(part.inner.shape):
             if part.factor.shape == (size,) and axis != part.axis:
                 yield f"scaled along axis {axis}", Scale(part.inner, part.factor, axis)
         if part.factor.shape:
             i = int(rng.integers(part.factor.shape[0]))
             factor = part.factor.numpy().copy()
-            factor[i] = 1.0 / factor[i]
+            factor[i] = 1.0 / factor[i] if factor[i] else 1.0
             yield f"channel {i} divided", Scale(part.inner, Constant(factor), part.axis)
+    if isinstance(part, Concat):
+        if len(part.parts) > 1:
+            yield "parts in the other order", Concat(part.parts[::-1], part.axis)
+        for i, each in enumerate(part.parts):
+            others = (Scale(each, Constant(np.array(0.0))), Scale(each, Constant(np.array(1.001))))
+            for what, wrong in zip(("left out", "a little larger"), others):
+                yield f"part {i} {what}", Concat((*part.parts[:i], wrong, *part.parts[i + 1 :]), part.axis)
+    if isinstance(part, Slice):
+        for axis, (taken, size) in enumerate(zip(part.region, part.inner.shape)):
+            for by in (-1, 1):
+                if taken.start + by >= 0 and taken.stop + by <= size:
+                    moved = slice(taken.start + by, taken.stop + by)
+                    yield (
+                        f"{by} off on axis {axis}",
+                        Slice(part.inner, (*part.region[:axis], moved, *part.region[axis + 1 :])),
+                    )
     if isinstance(part, Center):
         yield "not centred", part.inner
         for axis in range(len(part.shape)):

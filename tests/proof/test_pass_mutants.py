@@ -56,6 +56,7 @@ SAMPLE = {
     "equalize": 18,
     "reparameterize-norm-scale": 7,
     "rotate-online": 13,
+    "split-outliers": 10,
 }
 """How many mutants of a pass the sample has at least."""
 
@@ -80,6 +81,7 @@ WHOLE = {
     "equalize": 218,
     "reparameterize-norm-scale": 81,
     "rotate-online": 159,
+    "split-outliers": 118,
 }
 """How many mutants of a pass there are at least."""
 
