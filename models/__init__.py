@@ -25,6 +25,7 @@ Networks that are affine at inference where they were not in training, as plain 
 `train_NAME.py` writes a folder that `from_pretrained` of transformers opens without a network, or, of a plain module,
 its weights and the exported program (`reference.py`, `archive.py`); `checkpoints/NAME/` is that folder with a card
 (README.md). `evaluate.py` measures the numbers on the cards again, and those of a converted network.
+`calibration.py` writes data to calibrate them on, `byte_tokenizer.py` the tokenizer of the language models.
 The weights are trained, because random ones hide mistakes: a fresh LayerNorm has γ = 1 and β = 0, a fresh
 BatchNorm has mean 0 and variance 1, and a wrong rewrite of either can still give the right answer.
 """
