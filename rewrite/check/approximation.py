@@ -28,13 +28,15 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.check.compare import UNSETTLED, logit_agreement
-from rewrite.check.noise import NOISE_LIMIT, comparable, norm, ulp
+from rewrite.check.noise import NOISE_LIMIT, comparable, norm, ulp, unit_roundoff
 from rewrite.check.places import (
     ApproximateSite,
     Place,
+    Rounding,
     exact_matrix,
     find_sites,
     held_format,
+    matrix_behind,
     roundings,
     stored_matrix,
     without_activation_rounding,
@@ -114,7 +116,7 @@ class RuntimeCheck:
 
     `distance` is that of the artifact from the quantized graph in float64, `unoptimized` that of a session without
     optimizations, `imitated` that of the reference in float32, `limit` the largest that is accepted. Of `codes` codes
-    of activations, float32 rounding flips `flips` (those of the imitation).
+    of activations, the imitation flips `flips`, and `undecided` lie so near to a tie that any rounding may.
     """
 
     verdict: str
@@ -126,6 +128,7 @@ class RuntimeCheck:
     limit: float
     codes: int
     flips: int
+    undecided: int
     sets: int
 
     @property
@@ -203,8 +206,9 @@ class Approximation:
 
     @property
     def elements(self) -> int:
-        """Of all weights, approximated or not."""
-        return sum(row.elements for row in (*self.sites, *self.kept))
+        """Of all weights, approximated or not; one that is stored in both ways counts once."""
+        known = {row.name for row in self.sites}
+        return sum(row.elements for row in (*self.sites, *(row for row in self.kept if row.name not in known)))
 
     @property
     def bits_per_weight(self) -> float:
@@ -500,76 +504,143 @@ def _sensitivity(
 def judge_runtime(quantized: ir.Model, sets: Sequence[Inputs], session: Session) -> RuntimeCheck:
     """Whether `session` computes what `quantized` says, up to rounding, over all of `sets`.
 
-    Rounding is what the reference does in float32 (d₃₂, its distance from the float64 reference), or a session without
-    optimizations where that is itself within `NOISE_LIMIT`·d₃₂; a session is not believed for its own sake, since a
-    kernel that saturates does so optimized or not. The artifact may be off by `NOISE_LIMIT` times that.
+    Rounding is what the reference does in float32: d₃₂ is the distance of that imitation from the float64 reference,
+    and `NOISE_LIMIT`·d₃₂ is accepted. Where no activations are rounded a session without optimizations may stand for it
+    (if itself within `NOISE_LIMIT`·d₃₂); where they are it is not believed, since a kernel that saturates does so with
+    optimizations and without.
 
     A code that lies near a tie flips with the last bit of what is rounded, and one flip is worth far more than that
-    bit. d₃₂ holds F flips of its own; where F < `NOISE_LIMIT` it may hold none by luck. Then the worth of
-    n = `NOISE_LIMIT`·max(1, F) flips is allowed too: rounding A codes to the nearest errs by e (measured: the reference
-    with and without it), 1/12 step² a code, and a flip by one step, so that n flips come to e·√(12·n/A). A is that of
-    the smallest tensor that is rounded, as if all flips fell where they weigh most. Were that more than e/2 it could
-    hide a kernel that rounds otherwise, and nothing is settled.
+    bit. d₃₂ holds the flips of the imitation; where these are fewer than `NOISE_LIMIT` they may be none by luck. Then
+    the float64 reference is evaluated again with every undecided code flipped: those within τ of a tie, τ being
+    `NOISE_LIMIT` times the deviation of the imitation (its median there, at least one rounding of the quotient), in
+    steps. Flips may cancel in part, so twice that distance is accepted; entries that they do not reach (other rows,
+    other sets) are held to rounding as before. Were it more than half of what rounding the activations does at all, it
+    could hide a kernel that rounds otherwise, and nothing is settled.
     """
-    exact, narrow, graph = (dict[str, list[np.ndarray]]() for _ in range(3))
-    runs: dict[str, list[np.ndarray]] = {}
-    names = [value.name or "" for value in quantized.graph.outputs]
-    rounded = {each.name: each for each in roundings(list(quantized.graph))}
-    codes, flips, least = 0, 0, math.inf
-    seen: dict[str, int] = {}
-    with Session(quantized, unoptimized()) as plain:
-        for one in sets:
-            wide = values_of(quantized, one)
-            single = values_of(quantized, one, precision=np.float32)
-            for (name, value), (_, other) in zip(wide, single, strict=True):
-                if name in rounded:
-                    first, second = (rounded[name].codes(x)[0] for x in (value, other))
-                    seen[name] = seen.get(name, 0) + first.size
-                    flips += int(np.count_nonzero(np.asarray(first, np.float64) != np.asarray(second, np.float64)))
-                if name in names:
-                    exact.setdefault(name, []).append(value)
-                    narrow.setdefault(name, []).append(other)
-            for kept, found in ((graph, plain.run(one)), (runs, session.run(one))):
-                for name in names:
-                    kept.setdefault(name, []).append(found[name])
-    codes, least = sum(seen.values()), min(seen.values(), default=0)
-    settled = dict[str, Any](codes=codes, flips=flips, sets=len(sets))
+    seen = _Evaluations(quantized, sets, session)
     worst: RuntimeCheck | None = None
-    unrounded: dict[str, list[np.ndarray]] | None = None
-    for name in exact:
-        reference = exact[name]
+    flipped: dict[str, list[np.ndarray]] | None = None
+    for name, reference in seen.exact.items():
         if reference[0].dtype.kind != "f":
-            if not codes and any(not np.array_equal(a, b) for a, b in zip(reference, runs[name])):
-                reason = f"{name} holds other integers"
-                return RuntimeCheck(NOT_DECLARED, reason, name, math.inf, math.inf, math.inf, 0.0, **settled)
+            if not seen.codes and any(not np.array_equal(a, b) for a, b in zip(reference, seen.runs[name])):
+                return seen.row(NOT_DECLARED, f"{name} holds other integers", name, math.inf, 0.0)
             continue
-        size = math.sqrt(sum(_squares(x, x)[1] for x in reference)) or 1.0
-        distance, plainly, imitated = (_distance(given[name], reference) for given in (runs, graph, narrow))
-        spacing = math.sqrt(sum(norm(ulp(x[np.isfinite(x)], np.float32)) ** 2 for x in reference))
-        noise = max(imitated, spacing)
-        limit = NOISE_LIMIT * (max(noise, plainly) if plainly <= NOISE_LIMIT * noise else noise)
+        distance, plainly, imitated = (_distance(x[name], reference) for x in (seen.runs, seen.plain, seen.narrow))
+        noise = max(imitated, math.sqrt(sum(norm(ulp(x[np.isfinite(x)], np.float32)) ** 2 for x in reference)))
+        believed = not seen.codes and plainly <= NOISE_LIMIT * noise
+        limit = NOISE_LIMIT * (max(noise, plainly) if believed else noise)
         verdict, reason = AS_DECLARED, ""
         if not distance <= limit:
+            size = math.sqrt(sum(_squares(x, x)[1] for x in reference)) or 1.0
             verdict, reason = NOT_DECLARED, f"{name} is {distance / size:.1e} from what the graph says"
             if plainly > limit:
                 reason += ", and so it is without optimizations"
-            if least > 0 and flips < NOISE_LIMIT:
-                unrounded = unrounded or _without_rounding(quantized, sets, names)
-                effect = _distance(unrounded[name], reference) if unrounded else math.inf
-                allowed = effect * math.sqrt(12 * NOISE_LIMIT * max(1, flips) / least)
-                if distance <= max(limit, allowed):
-                    verdict, reason, limit = AS_DECLARED, "", allowed
-                    if not allowed <= effect / 2:
+            if seen.undecided and seen.flips < NOISE_LIMIT:
+                flipped = flipped or seen.flipped()
+                quiet = _distance_where_equal(seen.runs[name], flipped[name], reference, noise)
+                allowed = max(limit, 2 * _distance(flipped[name], reference))
+                if quiet <= limit and distance <= (limit := allowed):
+                    verdict, reason = AS_DECLARED, ""
+                    if not limit <= seen.effect_of_rounding(name) / 2:
                         verdict = UNSETTLED
-                        reason = f"{name} is off by what a few flipped codes of the smallest tensor may explain"
-        row = RuntimeCheck(
-            verdict, reason, name, distance / size, plainly / size, imitated / size, limit / size, **settled
-        )
+                        reason = f"{name} is off by what a few flipped codes may explain, as they may a wrong kernel"
+        row = seen.row(verdict, reason, name, distance, limit)
         if worst is None or _order(row) > _order(worst):
             worst = row
-    if worst is None:
-        return RuntimeCheck(UNSETTLED, "it has no output in floating point", "", 0.0, 0.0, 0.0, 0.0, **settled)
-    return worst
+    return worst or seen.row(UNSETTLED, "no output is in floating point", "", 0.0, 0.0)
+
+
+class _Evaluations:
+    """Outputs over all sets: of the reference in float64 and float32, of a session without optimizations, of what runs.
+
+    `codes` activations are rounded, `flips` of them otherwise in float32, and `undecided` lie near a tie.
+    """
+
+    def __init__(self, quantized: ir.Model, sets: Sequence[Inputs], session: Session) -> None:
+        self._model, self._sets = quantized, sets
+        self._rounded = {each.name: each for each in roundings(list(quantized.graph))}
+        self._names = [value.name or "" for value in quantized.graph.outputs]
+        self._near: list[dict[str, np.ndarray]] = []
+        self._unrounded: dict[str, list[np.ndarray]] | None = None
+        self.codes = self.flips = self.undecided = 0
+        self.exact, self.narrow, self.plain, self.runs = (
+            {name: list[np.ndarray]() for name in self._names} for _ in range(4)
+        )
+        with Session(quantized, unoptimized()) as plain:
+            for one in sets:
+                self._walk(one)
+                for kept, found in ((self.plain, plain.run(one)), (self.runs, session.run(one))):
+                    for name in self._names:
+                        kept[name].append(found[name])
+
+    def _walk(self, one: Inputs) -> None:
+        self._near.append({})
+        pairs = zip(
+            values_of(self._model, one), values_of(self._model, one, precision=np.float32), strict=True
+        )  # fmt: skip
+        for (name, value), (_, imitated) in pairs:
+            if name in self._rounded and value.size:
+                self._look(self._rounded[name], np.asarray(value, np.float64), imitated)
+            if name in self._names:
+                self.exact[name].append(value)
+                self.narrow[name].append(imitated)
+
+    def _look(self, rounding: Rounding, value: np.ndarray, imitated: np.ndarray) -> None:
+        first, second = (np.asarray(rounding.codes(x)[0], np.float64) for x in (value, imitated))
+        self.codes += first.size
+        self.flips += int(np.count_nonzero(first != second))
+        steps, nothing = rounding.step(value), np.zeros(value.shape)
+        quotient = np.divide(value, steps, out=nothing, where=np.broadcast_to(steps > 0, value.shape))
+        apart = np.divide(
+            np.abs(imitated - value), steps, out=np.zeros(value.shape), where=np.broadcast_to(steps > 0, value.shape)
+        )
+        rounded = unit_roundoff(np.float32) * np.maximum(1.0, np.abs(quotient))
+        near = NOISE_LIMIT * np.maximum(float(np.median(apart)), rounded)
+        beyond = quotient - np.rint(quotient)
+        undecided = np.abs(beyond) >= 0.5 - near
+        self.undecided += int(np.count_nonzero(undecided))
+        # From where it is to as far behind the tie.
+        self._near[-1][rounding.name] = np.where(undecided, np.sign(beyond) * 2 * near * steps, 0.0)
+
+    def flipped(self) -> dict[str, list[np.ndarray]]:
+        """The outputs in float64 with every undecided code on the other side of its tie."""
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self._names}
+        for one, near in zip(self._sets, self._near):
+            for name, value in values_of(self._model, {key: np.array(array) for key, array in one.items()}):
+                if name in near and value.flags.writeable:
+                    value += near[name]
+                if name in found:
+                    found[name].append(value)
+        return found
+
+    def effect_of_rounding(self, name: str) -> float:
+        """How far the output is from that of activations left as they come; infinite where that is not defined."""
+        if self._unrounded is None:
+            try:
+                model = without_activation_rounding(self._model)
+                found = [evaluate(model, one) for one in self._sets]
+            except UnsupportedOperatorError:
+                return math.inf
+            self._unrounded = {key: [outputs[key] for outputs in found] for key in self._names}
+        return _distance(self._unrounded[name], self.exact[name])
+
+    def row(self, verdict: str, reason: str, name: str, distance: float, limit: float) -> RuntimeCheck:
+        reference = self.exact.get(name, [])
+        size = math.sqrt(sum(_squares(x, x)[1] for x in reference if x.dtype.kind == "f")) or 1.0
+        others = [_distance(kept[name], reference) if name in kept else 0.0 for kept in (self.plain, self.narrow)]
+        return RuntimeCheck(
+            verdict=verdict,
+            reason=reason,
+            output=name,
+            distance=distance / size,
+            unoptimized=others[0] / size,
+            imitated=others[1] / size,
+            limit=limit / size,
+            codes=self.codes,
+            flips=self.flips,
+            undecided=self.undecided,
+            sets=len(self._sets),
+        )
 
 
 def _order(row: RuntimeCheck) -> tuple[int, float]:
@@ -581,16 +652,16 @@ def _distance(given: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> f
     return math.sqrt(sum(_squares(a, b)[0] for a, b in zip(given, reference)))
 
 
-def _without_rounding(
-    quantized: ir.Model, sets: Sequence[Inputs], names: Sequence[str]
-) -> dict[str, list[np.ndarray]] | None:
-    """The outputs with activations as they come; None where that is not defined."""
-    try:
-        model = without_activation_rounding(quantized)
-        found = [evaluate(model, one) for one in sets]
-    except UnsupportedOperatorError:
-        return None
-    return {name: [outputs[name] for outputs in found] for name in names}
+def _distance_where_equal(
+    given: Sequence[np.ndarray], flipped: Sequence[np.ndarray], reference: Sequence[np.ndarray], noise: float
+) -> float:
+    """‖given − reference‖ over entries that flips leave within `NOISE_LIMIT` times the noise of an entry, 2-norm."""
+    entry = NOISE_LIMIT * noise / math.sqrt(max(1, sum(x.size for x in reference)))
+    total = 0.0
+    for run, other, exact in zip(given, flipped, reference):
+        where = np.abs(other - exact) <= entry
+        total += _squares(np.asarray(run)[where], exact[where])[0]
+    return math.sqrt(total)
 
 
 # ── One site ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -677,9 +748,9 @@ def _site_row(
     matrix, stored = exact_matrix(first), stored_matrix(first)
     weight_db, shown = math.nan, dict[str, np.ndarray | None]()
     if matrix is not None:
-        before = None if original is None else original.graph.initializers.get(site.weights[0].name or "")
-        if before is not None and before.const_value is not None:
-            shown[ORIGINAL] = np.asarray(before.const_value.numpy())
+        before = None if original is None else matrix_behind(original, first)
+        if before is not None and before.size == matrix.size:
+            shown[ORIGINAL] = before
         shown[EXACT] = matrix
         if stored is not None and stored.shape == matrix.shape:
             shown[STORED] = stored

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from rewrite.check.operators import Call, dense
 from rewrite.check.operators.contrib_quantization import codes_by_block, rounded_by_block, rounds_activations
-from rewrite.check.operators.quantization import dequantize_linear, dynamic_parameters, saturated, unpacked
+from rewrite.check.operators.quantization import dequantize_linear, dynamic_parameters, saturated, spread, unpacked
 from rewrite.check.reference import evaluate, evaluate_operator
 from rewrite.errors import UnsupportedOperatorError
 from rewrite.ir.edit import attribute_of, constant_of, is_operator
@@ -159,6 +160,23 @@ def exact_matrix(place: Place) -> np.ndarray | None:
     weight = place.weights[0]
     stored = None if weight.const_value is None else np.asarray(weight.const_value.numpy())
     return stored.T if stored is not None and stored.ndim == 2 and _is_turned(weight, place.exact) else stored
+
+
+def matrix_behind(original: ir.Model, place: Place) -> np.ndarray | None:
+    """What the value of the place's name is computed with in the network before its transforms, as it is stored there.
+
+    None where that is no single weight.
+    """
+    value = next((v for node in original.graph for v in node.outputs if v.name == place.partner.name), None)
+    if value is None:
+        return None
+    stops = {read.name: read for node in place.exact for read in node.inputs if read is not None and read.name}
+    found = [
+        np.asarray(each.const_value.numpy())
+        for each in _constants(_between(value, stops)[0])
+        if each.const_value is not None and len(each.const_value.shape) > 1
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_turned(value: ir.Value, nodes: Sequence[ir.Node]) -> bool:
@@ -333,14 +351,28 @@ class Rounding:
             block = int(attribute_of(self.node, "block_size", 0))
             return codes_by_block(x, block)[0], rounded_by_block(x, block)
         if is_operator(self.node, "QuantizeLinear"):
-            call = Call(self.node, 21, np.float64, False, lambda *_: [])
-            parameters = [constant_of(value) for value in self.node.inputs[1:]]
-            operands = [x, *(None if p is None else _wide(np.asarray(p.numpy())) for p in parameters)]
-            codes = dense(evaluate_operator(call, operands)[0], np.float64)
-            return codes, np.asarray(dequantize_linear(call, codes, *operands[1:]), np.float64)
+            call, parameters = self._static()
+            codes = dense(evaluate_operator(call, [x, *parameters])[0], np.float64)
+            return codes, np.asarray(dequantize_linear(call, codes, *parameters), np.float64)
         scale, zero = dynamic_parameters(x)
         codes = saturated(np.asarray(x, np.float32) / scale, int(zero), ir.DataType.UINT8)
         return codes, (codes.astype(np.float64) - float(zero)) * float(scale)
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        """What one code is worth at every entry of x; broadcasts to its shape."""
+        if self.node.op_type == "MatMulNBits":
+            block = int(attribute_of(self.node, "block_size", 0))
+            scale = codes_by_block(x, block)[1][..., 0]
+            return np.repeat(scale, block, axis=-1)[..., : x.shape[-1]].astype(np.float64)
+        if is_operator(self.node, "QuantizeLinear"):
+            call, parameters = self._static()
+            return np.abs(spread(call, np.asarray(parameters[0], np.float64), x.shape))
+        return np.asarray(dynamic_parameters(x)[0], np.float64)
+
+    def _static(self) -> tuple[Call, list[Any]]:
+        call = Call(self.node, 21, np.float64, False, lambda *_: [])
+        tensors = [constant_of(value) for value in self.node.inputs[1:]]
+        return call, [None if tensor is None else _wide(np.asarray(tensor.numpy())) for tensor in tensors]
 
 
 def roundings(nodes: Sequence[ir.Node]) -> tuple[Rounding, ...]:

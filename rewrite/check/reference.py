@@ -58,6 +58,7 @@ def values_of(
 
     Sequences are left out, and so are stored weights that are only transposed or renamed: they are still on disk.
     `precision` np.float32 computes with float32 rounding instead: the noise of a float32 run, seen at every value.
+    What is changed of an array in place, before the next value is asked for, is what later operators read.
     """
     for name, operand in _Evaluation(inlined(model), unrounded, precision).run(inputs):
         if isinstance(operand, np.ndarray):
