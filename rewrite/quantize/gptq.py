@@ -41,7 +41,7 @@ def gptq(
 ) -> Quantized:
     """A matrix (K, N) in `format`, its codes chosen for the least ‖X(W − Ŵ)‖; no larger than rounding to nearest has.
 
-    hessian    XᵀX (K, K), or a multiple of it; inputs whose diagonal is 0 do not matter and are rounded to nearest
+    hessian    XᵀX (K, K), or a multiple of it; inputs whose diagonal is 0 are rounded as if alone, λ deciding
     act_order  rows in the order of falling diag H; as stored otherwise
     damping    λ as a share of the mean of diag H; more where H is singular without
 
@@ -54,6 +54,8 @@ def gptq(
     diagonal = np.diagonal(hessian).copy()
     if np.any(diagonal < 0):
         raise RequestError("a Hessian with a negative diagonal", remedy="XᵀX")
+    if diagonal.any():
+        hessian = hessian / float(np.max(diagonal))
     scales, points = clipped(weight, format, diagonal)
     candidates = [round_to_nearest(weight, format), coded(weight, scales, points, format)]
     if diagonal.any():
@@ -133,36 +135,49 @@ def _descend(
     hessian: np.ndarray,
     format: Format,
 ) -> None:
-    """One turn of descent, in place: codes row by row, then the scale of their group."""
-    rows = len(weight)
-    error = weight - steps * each_row(scales, format, rows)
-    slope = hessian @ error
+    """One turn of descent, in place: codes row by row, then the scale of their group.
+
+    `slope` (K, N) is H·E as it was when rows from `since` on had not `moved`.
+    """
+    rows, since = len(weight), 0
+    slope = hessian @ (weight - steps * each_row(scales, format, rows))
+    moved = np.zeros_like(weight)
     diagonal = np.diagonal(hessian)
-    for group in range(len(scales)):
-        inside = slice(group * format.block, min((group + 1) * format.block, rows)) if format.block else slice(0, rows)
+    for start, stop, group in _spans(rows, format):
+        if start - since >= ROWS:
+            slope += hessian[:, since:start] @ moved[since:start]
+            moved[since:start] = 0.0
+            since = start
         scale, low, high = scales[group], limits[0][group], limits[1][group]
-        for start in range(inside.start, inside.stop, ROWS):
-            some = slice(start, min(start + ROWS, inside.stop))
-            moved = np.zeros_like(weight[some])
-            for row in range(some.start, some.stop):
-                pull = slope[row] + hessian[row, some.start : row] @ moved[: row - some.start]
-                target = steps[row] + (pull / diagonal[row]) / scale
-                new = np.clip(np.rint(target), low, high)
-                moved[row - some.start] = (steps[row] - new) * scale
-                steps[row] = new
-            error[some] += moved
-            slope += hessian[:, some] @ moved
-        if format.per_tensor:
+        pulls = slope[start:stop] + hessian[start:stop, since:start] @ moved[since:start]
+        for row in range(start, stop):
+            pull = pulls[row - start] + hessian[row, start:row] @ moved[start:row]
+            pull /= diagonal[row] * scale
+            pull += steps[row]
+            new = np.clip(np.rint(pull, out=pull), low, high, out=pull)
+            moved[row] = (steps[row] - new) * scale
+            steps[row] = new
+        first = group * format.block
+        if format.per_tensor or stop < min(first + (format.block or rows), rows):
             continue
-        own = steps[inside]
-        curvature = np.einsum("kn,kn->n", own, hessian[inside, inside] @ own)
-        gain = np.einsum("kn,kn->n", own, slope[inside]) / np.where(curvature > 0, curvature, np.inf)
+        own = steps[first:stop]
+        current = slope[first:stop] + hessian[first:stop, since:stop] @ moved[since:stop]
+        curvature = np.einsum("kn,kn->n", own, hessian[first:stop, first:stop] @ own)
+        gain = np.einsum("kn,kn->n", own, current) / np.where(curvature > 0, curvature, np.inf)
         fitted = (scale + gain).astype(np.float32).astype(np.float64)
         fitted = np.where(fitted * np.sign(scale) >= SMALLEST_SCALE, fitted, scale)
-        moved = own * (scale - fitted)
-        error[inside] += moved
-        slope += hessian[:, inside] @ moved
+        moved[first:stop] += own * (scale - fitted)
         scales[group] = fitted
+        since = min(since, first)
+
+
+def _spans(rows: int, format: Format) -> list[tuple[int, int, int]]:
+    """All rows cut at groups' ends and every `ROWS` inside them: first row, row behind the last, group."""
+    spans, size = [], format.block or rows
+    for group, first in enumerate(range(0, rows, size)):
+        last = min(first + size, rows)
+        spans += [(start, min(start + ROWS, last), group) for start in range(first, last, ROWS)]
+    return spans
 
 
 def _least(weight: np.ndarray, candidates: list[Quantized], hessian: np.ndarray) -> Quantized:
