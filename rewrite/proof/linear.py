@@ -45,6 +45,7 @@ from rewrite.proof.products import (
     Mismatch,
     Outcome,
     adjustable,
+    beside,
     compare_window,
     is_zero,
     windows,
@@ -395,10 +396,16 @@ def numeric(
     alone = len(rewritten) == 1 and len(rewritten[0].factors) == 1
     solutions = ((rewritten[0].factors[0].key, tuple(original)),) if alone else ()
     measures = () if measure is None else (measure,)
+    further: frozenset[Demand] = frozenset()
+    if measure is not None and measure.ulps > 0.0 and (apart := beside(rewritten, place)) is not None:
+        # Numbers that stand where the codes have no part are adjusted there.
+        origin, reported = apart.constant.stored, measure.ulps
+        further = frozenset({Demand(origin.name if origin else "", apart.constant.key, (*value, "beside"))})
+        others = [f for f in others if f is not rewritten[apart.chain].factors[apart.factor]]
     if reported == 0.0 and (measure is None or measure.steps == measure.slack == 0.0):
         # Nothing is to be adjusted: what was shipped is what is asked for.
         return Match(0.0, frozenset(d for chain in rewritten for d in shipped(chain.factors)), solutions, measures)
-    return Match(reported, shipped(others) | {demand}, solutions, measures)
+    return Match(reported, shipped(others) | {demand} | further, solutions, measures)
 
 
 def substituted(chains: Sequence[Chain], solutions: Mapping[tuple[Any, ...], Sequence[Chain]]) -> list[Chain]:

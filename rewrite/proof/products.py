@@ -38,7 +38,7 @@ from rewrite.proof.constants import (
 from rewrite.proof.demands import Demand
 from rewrite.proof.rational import computed_in, cost, entry
 from rewrite.proof.sites import Dequantized, Measure
-from rewrite.proof.transforms import Transform
+from rewrite.proof.transforms import Selection, Transform
 
 READ_ELEMENTS, CACHED_ELEMENTS = 1 << 20, 1 << 15
 """Entries read from a file at a time, and entries computed with at a time (256 KiB of float64)."""
@@ -369,10 +369,13 @@ def _measure_rows(
     """
     chain = rewritten[place.chain]
     worth, gains = sensitivity(chain, place), sensitivity(chain, place, _Ones)
+    apart = beside(rewritten, place)
+    beyond = None if apart is None else sensitivity(rewritten[apart.chain], apart)
     total = Measure(place.constant)
     for start in range(taken.start, taken.stop, step):
         part = slice(start, min(start + step, taken.stop))
-        actual, target = _sum_rows(rewritten, part, size), _sum_rows(original, part, size)
+        # Where the constant has no part in the product, as where a mask is 0, all else has to be equal exactly.
+        actual, target = (_sum_rows(chains, part, size, sparse=True) for chains in (rewritten, original))
         assert actual is not None
         if target is None:
             target = exact(np.zeros_like(actual.value))
@@ -383,6 +386,17 @@ def _measure_rows(
         if not (np.isfinite(difference).all() and np.isfinite(bound).all()):
             return Mismatch("a constant is not finite")
         unit, gain = rows(worth, part, size).value, np.broadcast_to(rows(gains, part, size).value, difference.shape)
+        ulps = 0.0
+        if beyond is not None and not gain.all():
+            # Where a mask leaves the codes out, numbers stand in for them, and are within an ulp.
+            single, elsewhere = np.broadcast_to(rows(beyond, part, size).value, gain.shape), gain == 0
+            if np.any((single > 0) & ~elsewhere):
+                return Mismatch("codes and numbers hold the same entries")
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ulps = float(np.nan_to_num((np.abs(difference) + bound) / single, posinf=np.inf)[elsewhere].max())
+            if not ulps <= 1.0:
+                return Mismatch(f"numbers beside the codes {_name(place)} are {ulps:.3g} ulp off")
+            difference, bound = np.where(elsewhere, 0.0, difference), np.where(elsewhere, 0.0, bound)
         own = actual.value if len(rewritten) == 1 else rows(chain.factors, part, size).value
         with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
             # 0/0 is an entry that is zero on both sides.
@@ -398,6 +412,7 @@ def _measure_rows(
                 float((wanted**2).sum()),
                 float(lost.max(initial=0.0)),
                 float(np.sqrt((slack**2).sum())),
+                ulps,
             )
         if not measure.slack < UNDECIDED:
             return Mismatch(f"float64 cannot decide how many steps {_name(place)} is off")
@@ -485,6 +500,26 @@ class Adjustable:
         """The codes that the constant is made of, if it is; `ulps` are steps then."""
         stored = self.constant.stored
         return stored if isinstance(stored, Dequantized) else None
+
+
+def beside(chains: Sequence[Chain], place: Adjustable) -> Adjustable | None:
+    """Of two products the constant of the one that holds no codes: it may be adjusted where the codes have no part."""
+    if len(chains) != 2:
+        return None
+    index = 1 - place.chain
+    for j, factor in enumerate(chains[index].factors):
+        if isinstance(factor, Matrix):
+            constant, front = factor.constant, chains[index].factors[:j]
+            origin = constant.stored
+            known = origin is not None and origin.side == "rewritten" and not isinstance(origin, Dequantized)
+            selected = all(
+                isinstance(f, Scalar | Diagonal) or (isinstance(f, Exact) and isinstance(f.transform, Selection))
+                for f in front
+            )
+            if not known or not selected or len(chains[index].factors) > j + 1 or constant.kind != "f":
+                return None
+            return Adjustable(index, j, constant, 0.0)
+    return None
 
 
 def adjustable(
@@ -576,11 +611,19 @@ def sensitivity(chain: Chain, place: Adjustable, of: type[_Ulps] = _Ulps) -> lis
     return factors
 
 
-def _sum_rows(chains: Sequence[Chain], taken: slice, size: int) -> Block | None:
+def _sum_rows(chains: Sequence[Chain], taken: slice, size: int, *, sparse: bool = False) -> Block | None:
+    """The sum of some chains' rows; `sparse`: where only one of them is not 0, as exact as that."""
     total: Block | None = None
     for chain in chains:
         block = rows(chain.factors, taken, size)
-        total = block if total is None else total + block
+        if total is None:
+            total = block
+        elif sparse:
+            both, whole = (total.value != 0) & (block.value != 0), total + block
+            error = total.error + block.error + np.where(both, np.abs(whole.value), 0.0)
+            total = Block(whole.value, 0, error, whole.terms)
+        else:
+            total = total + block
     return total
 
 

@@ -412,7 +412,8 @@ class Measure:
     """How far some entries of a dequantized constant are from what the original asks of them.
 
     `steps` is the largest distance, `error` and `total` the sums of squares of W_q − Ŵ and Ŵ; what float64 may have
-    lost is `slack`, in steps, and `lost`, of the root of `error`.
+    lost is `slack`, in steps, and `lost`, of the root of `error`. `ulps` is how far a constant is off that is stored as
+    numbers and stands where the codes have no part.
     """
 
     constant: Constant
@@ -421,6 +422,7 @@ class Measure:
     total: float = 0.0
     slack: float = 0.0
     lost: float = 0.0
+    ulps: float = 0.0
 
     def __add__(self, other: Measure) -> Measure:
         return Measure(
@@ -430,6 +432,7 @@ class Measure:
             self.total + other.total,
             max(self.slack, other.slack),
             math.hypot(self.lost, other.lost),
+            max(self.ulps, other.ulps),
         )
 
     @property
