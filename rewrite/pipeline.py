@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +24,7 @@ from rewrite.recipes import passes_of
 from rewrite.stages import Stages
 
 if TYPE_CHECKING:
+    from rewrite.calibration_data import CalibrationSets
     from rewrite.check import Difference
     from rewrite.check.refute import Refutation
     from rewrite.report import Report
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 Inputs = Mapping[str, np.ndarray]
+Data: TypeAlias = "Sequence[Inputs] | CalibrationSets"
+"""Sets of inputs that are read several times."""
 
 
 # ── Passes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -61,14 +64,14 @@ def apply(program: Program, passes: Iterable[Pass[Any]], inputs: Sequence[Inputs
     """
     steps = list(passes)
     work, outcomes = _rewritten(program, steps, inputs)
-    proof = prove(work.original, work.model, claims=_claims(work), transforms=work.transforms)
+    proof = _proof(work, work.model)
     if not proof.verdict.holds:
         work, outcomes, proof = _proved_stepwise(program, steps, inputs)
     return Result(work, outcomes, _certificate(work, work.model, outcomes, proof), proof)
 
 
 def _rewritten(
-    program: Program, passes: Sequence[Pass[Any]], inputs: Sequence[Inputs], progress: Progress | None = None
+    program: Program, passes: Sequence[Pass[Any]], inputs: Data, progress: Progress | None = None
 ) -> tuple[Program, list[Outcome]]:
     from rewrite.capture.canonicalize import canonicalize
 
@@ -80,9 +83,7 @@ def _rewritten(
     return work, outcomes
 
 
-def _applied(
-    work: Program, each: Pass[Any], inputs: Sequence[Inputs], progress: Progress | None = None
-) -> list[Outcome]:
+def _applied(work: Program, each: Pass[Any], inputs: Data, progress: Progress | None = None) -> list[Outcome]:
     """One pass, calibrated where there is data; what was there before the first that approximates is kept."""
     from rewrite.calibrate import calibrated
     from rewrite.rule import apply_pass
@@ -93,7 +94,7 @@ def _applied(
 
 
 def _proved_stepwise(
-    program: Program, passes: Sequence[Pass[Any]], inputs: Sequence[Inputs]
+    program: Program, passes: Sequence[Pass[Any]], inputs: Data
 ) -> tuple[Program, list[Outcome], Proof]:
     """Pass by pass, each kept only if the proof follows it."""
     work, outcomes = _rewritten(program, [], ())
@@ -106,7 +107,7 @@ def _proved_stepwise(
     for each in passes:
         trial = work.clone()
         done = _applied(trial, each, inputs)
-        attempt = prove(trial.original, trial.model, claims=_claims(trial), transforms=trial.transforms)
+        attempt = _proof(trial, trial.model)
         if attempt.verdict.holds:
             work, proof = trial, attempt
             outcomes += done
@@ -120,6 +121,12 @@ def _refused_by_proof(each: Pass[Any], verdict: Verdict) -> Outcome:
 
     text = "the rewritten network is proved equal"
     return Refused(each.name, "all", Refusal("PROOF", text, verdict.node, "", verdict.reason))
+
+
+def _proof(work: Program, rewritten: ir.Model) -> Proof:
+    """The proof of what became of a program, with all that its passes say of it."""
+    steps = work.steps if work.exact is not None else 1.0
+    return prove(work.original, rewritten, claims=_claims(work), transforms=work.transforms, steps=steps)
 
 
 def _claims(work: Program) -> dict[str, dict[str, Any]]:
@@ -214,6 +221,8 @@ def convert(
     passes: Sequence[str | Pass[Any]] | None = None,
     recipe: str | None = None,
     inputs: str | Path | Sequence[Inputs] | None = None,
+    calibration: str | Path | Data | None = None,
+    calibration_samples: int = 128,
     example_inputs: Any = None,
     dtype: str | None = None,
     check: bool = True,
@@ -222,9 +231,12 @@ def convert(
 ) -> Report:
     """Convert `source` to the fastest proved-equal model for `target`, in the folder `out`.
 
-    `inputs` are what the numbers are checked on, and what passes that go by data are calibrated on; without them the
-    check generates some. Returns the report, which is also written there, with the certificate. Nothing appears at
-    `out` before everything is done; an existing `out` is replaced only with `force`.
+    `inputs` are what the numbers are checked on; without them the check generates some. Passes that go by data are
+    calibrated on `calibration`: sets of inputs, or a path to arrays, text or images, of which `calibration_samples` are
+    read at most (`rewrite.calibration_data`); without it on `inputs`.
+
+    Returns the report, which is also written there, with the certificate. Nothing appears at `out` before everything is
+    done; an existing `out` is replaced only with `force`.
 
     Raises the exceptions of `rewrite.errors` for a source, request or output that is unusable.
     """
@@ -239,15 +251,18 @@ def convert(
 
             check_finite(program)
         sets = _inputs(program.original, inputs) if check or inputs is not None else []
+        data: Data = sets if inputs is not None else []  # what is generated says nothing of the ranges of real data
+        if calibration is not None:
+            with stages("calibration data"):
+                data = calibration_of(program, source, calibration, calibration_samples, progress)
         with stages("passes"):
-            data = sets if inputs is not None else []  # what is generated says nothing of the ranges of real data
             work, outcomes = _rewritten(program, steps, data, progress)
         with stages("lowering"):
             lowered = _described(chosen.lower(work), chosen, work)
         with stages("saving"):
             path = lowered.save(folder)
         with stages("proof"):
-            proof = prove(work.original, _load(path), claims=_claims(work), transforms=work.transforms)
+            proof = _proof(work, _load(path))
         if not proof.verdict.holds:
             with stages("retreat"):
                 work, outcomes, lowered, proof = _retreat(program, steps, data, chosen, folder)
@@ -263,20 +278,33 @@ def convert(
 
 
 def _retreat(
-    program: Program, steps: Sequence[Pass[Any]], inputs: Sequence[Inputs], target: Target, folder: Path
+    program: Program, steps: Sequence[Pass[Any]], inputs: Data, target: Target, folder: Path
 ) -> tuple[Program, list[Outcome], Lowered, Proof]:
     """The proof did not follow: keep the passes that it follows, then the lowering if it follows that as well."""
     work, outcomes, _ = _proved_stepwise(program, steps, inputs)
     proof = Proof(Verdict("UNKNOWN"))
     for lowered in (_described(target.lower(work), target, work), _described(work.model, target, work)):
         path = lowered.save(folder)
-        proof = prove(work.original, _load(path), claims=_claims(work), transforms=work.transforms)
+        proof = _proof(work, _load(path))
         if proof.verdict.holds:
             return work, outcomes, lowered, proof
     work = program.clone()
     lowered = Lowered(work.model, target)
     proof = prove(work.original, _load(lowered.save(folder)))
     return work, [_refused_by_proof(each, proof.verdict) for each in steps], lowered, proof
+
+
+def calibration_of(
+    program: Program, source: Any, given: str | Path | Data, samples: int, progress: Progress | None
+) -> Data:
+    """What passes are calibrated on: sets of inputs as they are given, or those that a path holds."""
+    if not isinstance(given, str | Path):
+        return given
+    from rewrite.calibration_data import calibration_sets
+
+    return calibration_sets(
+        given, program, None if isinstance(source, Program) else source, samples=samples, progress=progress
+    )
 
 
 def _captured(source: Any, example_inputs: Any = None, dtype: str | None = None) -> Program:
@@ -406,7 +434,8 @@ def verify(
 ) -> Verification:
     """Prove that `rewritten` computes `original`: files, OUT folders, programs, or sources that are captured first.
 
-    With a certificate (given, or the OUT folder's own) its digests and relations are checked too. Without one,
+    With a certificate (given, or the OUT folder's own) its digests, relations and approximations are checked too:
+    what computes with codes has to be what it declares, as far from exact as it says. Without one,
     constants may be as far from exact as folding them in float32 takes them, and the verdict then says so:
     EQUAL_MODULO. A pair that is not proved is evaluated in float64 on generated inputs: a difference that no rounding
     explains makes it REFUTED, and the smallest part in which the two differ is written into the folder `refutation`.
@@ -414,7 +443,13 @@ def verify(
     first, second = _model(original), _model(rewritten)
     written = _certificate_of(rewritten, certificate)
     hints = written or {}
-    proof = prove(first, second, claims=hints.get("relations"), transforms=hints.get("transforms"))
+    proof = prove(
+        first,
+        second,
+        claims=hints.get("relations"),
+        transforms=hints.get("transforms"),
+        approximations=hints.get("approximations"),
+    )
     if written is None and not proof.verdict.holds:
         proof = _proved_modulo(first, second, proof)
     if proof.verdict.holds and written is not None:
@@ -425,7 +460,8 @@ def verify(
     elif proof.verdict == Verdict("EQUAL") and content_digest(first) == content_digest(second):
         proof.verdict = Verdict("BITWISE")
     spoiled = written is not None and proof.outputs and all(each.holds for each in proof.outputs.values())
-    if proof.verdict.kind != "UNKNOWN" or spoiled:
+    # Where there are codes, a difference refutes nothing: what is asked is how far they are from what they stand for.
+    if proof.verdict.kind != "UNKNOWN" or spoiled or proof.sites:
         return Verification(proof, written)
     from rewrite.check.refute import refute
 

@@ -239,6 +239,11 @@ class Spread:
         self.error += float((difference**2).sum())
         self.total += float((exact**2).sum())
 
+    @property
+    def declared(self) -> float:
+        """The steps that the proof is told, with what the order of sums in float64 may change of them."""
+        return self.steps * (1 + 2.0**-20)
+
     def __str__(self) -> str:
         relative = (self.error / self.total) ** 0.5 if self.total else 0.0
         return f"off by at most {self.steps:.3g} steps, {100 * relative:.2g} % of its size"
@@ -283,6 +288,7 @@ def int8_weight(
         edit.made[f"{label}.codes"] = edit.initializer(f"{label}.codes", codes)
         edit.made[f"{label}.scales"] = edit.initializer(f"{label}.scales", scales)
         each = "filter" if filters else "column"
+        change.program.steps[edit.made[f"{label}.codes"].name or ""] = spread.declared
         change.notes.append(f"int8, a scale for {f'every {each}' if per_channel else f'all {each}s'}: {spread}")
     stored = edit.made[f"{label}.codes"], edit.made[f"{label}.scales"]
     change.changed.update({value.name or "": site.name for value in stored})

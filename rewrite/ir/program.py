@@ -42,6 +42,7 @@ class Program:
     share their tensors. `records` is what passes did and refused, in order; `relations` says for a value of `model` how
     it relates to the value of the same name in `original` where that is not the identity; the transforms they name are
     in `transforms`. `exact` is what `model` was before anything in it was approximated; None as long as nothing is.
+    `steps` says by the name of a tensor of codes how far the worst of them is from what it stands for, in its scale.
     """
 
     model: ir.Model
@@ -51,6 +52,7 @@ class Program:
     relations: dict[str, dict] = field(default_factory=dict)
     transforms: dict[str, Any] = field(default_factory=dict)
     exact: ir.Model | None = None
+    steps: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def captured(cls, model: ir.Model, source: str = "") -> Program:
@@ -74,8 +76,8 @@ class Program:
 
     def clone(self) -> Program:
         """A program that can be rewritten without touching this one; tensors are shared."""
-        own = (list(self.records), dict(self.relations), dict(self.transforms))
-        return Program(self.model.clone(), self.original, self.source, *own, self.exact)
+        own = (list(self.records), dict(self.relations), dict(self.transforms), self.exact, dict(self.steps))
+        return Program(self.model.clone(), self.original, self.source, *own)
 
     def save(self, path: str | Path, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Write `model` to `path` and its weights to `path` + `.data`, one tensor in memory at a time.
