@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -163,6 +164,20 @@ def test_what_is_missing_or_neither_file_nor_folder(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(folder / "a.txt"))
         refused(folder, language_model(), match=r"a.txt: is neither a file nor a folder")
+
+
+def test_folders_that_are_nested_without_end(tmp_path: Path) -> None:
+    place = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=place)
+        inner = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    os.close(place)
+    try:
+        refused(tmp_path, language_model(), match="nested too deeply")
+    finally:
+        subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # shutil.rmtree would recurse as well
 
 
 def test_links_stay_inside_the_folder(tmp_path: Path) -> None:
@@ -574,6 +589,17 @@ def test_ids_that_the_network_does_not_have(tmp_path: Path) -> None:
     refused(tmp_path / "a.txt", language_model(1), source, match=r"a.txt: .*the id 3")
 
 
+def test_words_that_a_tokenizer_cannot_express(tmp_path: Path) -> None:
+    source = word_tokenizer(tmp_path / "words")
+    written = json.loads((source / "tokenizer.json").read_text())
+    written["model"]["unk_token"] = "[GONE]"
+    (source / "tokenizer.json").write_text(json.dumps(written))
+    (tmp_path / "a.txt").write_text("hello world")
+    assert len(calibration_sets(tmp_path / "a.txt", language_model(), source)) == 1
+    (tmp_path / "a.txt").write_text("hello other")
+    refused(tmp_path / "a.txt", language_model(), source, match="words: the tokenizer cannot take the text")
+
+
 def test_sources_without_a_tokenizer(tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("text")
@@ -780,6 +806,114 @@ def test_without_transformers(tmp_path: Path, byte_source: Path, monkeypatch: py
     (tmp_path / "a.txt").write_text("text")
     monkeypatch.setitem(sys.modules, "transformers", None)
     refused(tmp_path / "a.txt", language_model(), byte_source, match=r"transformers is needed.*rewrite\[hf\]")
+
+
+# ── The shipped networks, and the command line ──────────────────────────────────────────────────────────────────────
+
+
+def test_data_of_the_shipped_networks_is_written_and_read(tmp_path: Path) -> None:
+    from rewrite.models.byte_data import is_held_out
+    from rewrite.models.calibration import main_input, write_calibration
+    from rewrite.models.digits_data import INPUTS, digits
+
+    images = digits("train")[0][:3]
+    for name, shape in {
+        "digits-vit": "batch,1,8,8",
+        "digits-conv1d": "batch,8,8",
+        "digits-conv3d": "n,1,5,8,8",
+    }.items():
+        given, folder = main_input(name), tmp_path / name
+        write_calibration(folder, given, count=3)
+        model = network(
+            f"float[{shape}] {given}", **{given: ("image" if name == "digits-vit" else "number", None, None)}
+        )
+        read = np.concatenate([one[given] for one in calibration_sets(folder, model)])
+        assert np.abs(read.astype(np.float64) - INPUTS[given](images)).max() <= 0.5 / 255 + np.finfo(np.float32).eps
+    with pytest.raises(FileExistsError, match="not empty"):
+        write_calibration(tmp_path / "digits-vit", "pixel_values", 3)
+    write_calibration(tmp_path / "text", main_input("bytellama"), count=5)
+    files = [path.relative_to(tmp_path / "text").as_posix() for path in find_files(tmp_path / "text")]
+    assert len(files) == 5
+    assert not any(map(is_held_out, files))
+    assert len(calibration_sets(tmp_path / "text", language_model(), CHECKPOINTS / "bytellama", samples=9)) == 9
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    from rewrite import cli
+
+    monkeypatch.setattr(sys, "argv", ["rewrite", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_convert_calibrates_on_what_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_cli import small_model
+
+    source, data = small_model(tmp_path / "small.onnx"), tmp_path / "a.npz"
+    rng = np.random.default_rng(0)
+    np.savez(data, ids=rng.integers(0, 11, (6, 2, 5)))
+    options = ("--recipe", "smooth", "--no-check", "--json", "--force")
+    out = tmp_path / "out"
+    assert run(monkeypatch, "convert", source, "-o", out, *options, "--calibrate", data) == 0
+    # The same numbers as of sets in memory, and not those of weights alone.
+    from rewrite.pipeline import convert
+
+    sets = list(calibration_sets(data, ir.load(source)))
+    assert len(sets) == 6
+    told: list[str] = []
+    for calibration, samples, equal in ((sets, 128, True), (data, 128, True), (data, 2, False), (None, 128, False)):
+        other = tmp_path / "other"
+        convert(
+            source,
+            other,
+            recipe="smooth",
+            calibration=calibration,
+            calibration_samples=samples,
+            check=False,
+            force=True,
+            progress=told.append,
+        )
+        assert ((out / "model.onnx.data").read_bytes() == (other / "model.onnx.data").read_bytes()) == equal
+    assert "calibration data: 6/128" in told
+    assert "calibration data: 2/2" in told
+    capsys.readouterr()
+    for path, words in ((tmp_path / "none", "does not exist"), (source, "files of the kind .onnx are not read")):
+        assert run(monkeypatch, "convert", source, "-o", out, *options, "--calibrate", path) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith(f"error: {path}: {words}")
+    text = tmp_path / "a.txt"
+    text.write_text("text")
+    assert run(monkeypatch, "convert", source, "-o", out, *options, "--calibrate", text) == 2
+    assert "there is no tokenizer in it" in capsys.readouterr().err
+    assert (
+        run(monkeypatch, "convert", source, "-o", out, *options, "--calibrate", data, "--calibration-samples", 0) == 2
+    )
+    assert "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bytegpt", "bytellama", "digits-vit", "digits-resnet", "digits-conv1d"])
+def test_shipped_networks_are_calibrated_on_files(name: str, tmp_path: Path) -> None:
+    from rewrite.models.calibration import main_input, write_calibration
+    from rewrite.pipeline import convert
+
+    write_calibration(tmp_path / "data", main_input(name), count=20)
+    told: list[str] = []
+    report = convert(
+        CHECKPOINTS / name,
+        tmp_path / "out",
+        recipe="smooth",
+        calibration=tmp_path / "data",
+        calibration_samples=4,
+        check=False,
+        progress=told.append,
+    )
+    assert report.verdict.startswith("EQUAL")
+    assert "calibration data: 4/4" in told
 
 
 # ── Memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────

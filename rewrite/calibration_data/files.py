@@ -74,6 +74,8 @@ def _walk(root: Path) -> Iterator[tuple[Path, int]]:
             raise InputsError("is neither a file nor a folder", where=str(root), remedy=REMEDY)
         else:
             raise InputsError("does not exist", where=str(root), remedy=REMEDY)
+    except RecursionError as error:
+        raise InputsError("its folders are nested too deeply", where=str(root), remedy=REMEDY) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputsError(f"cannot be read: {reason}", where=str(error.filename or root), remedy=REMEDY) from error

@@ -26,6 +26,8 @@ LENGTH = 128
 """Tokens in a row, unless the caller or the network says otherwise."""
 BYTES_PER_TOKEN = 8
 """A piece has so many bytes for each token of a row: a row of most languages needs one piece."""
+PIECES = (1 << 8, 1 << 20)
+"""The smallest and the largest piece, in bytes."""
 BESIDE = ("attention_mask", "position_ids", "token_type_ids")
 NPZ = "give its inputs as .npz"
 
@@ -163,7 +165,7 @@ class TextSets:
             what = f"rows of {self.rows.length} tokens have no place beside the tokenizer's {len(prefix + suffix)} own"
             raise InputsError(what, where=str(self.files.root), remedy="give a larger length")
         tokens: list[int] = []
-        with Pieces(self.files.sized(), max(256, BYTES_PER_TOKEN * content)) as pieces:
+        with Pieces(self.files.sized(), min(max(PIECES[0], BYTES_PER_TOKEN * content), PIECES[1])) as pieces:
             for row in range(count):
                 if (begin := row * self.files.size // count) > pieces.position:
                     pieces.skip_to(begin)

@@ -60,7 +60,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     def ids(text: str, special: bool) -> list[int]:
         # Whatever tokenizer.json says of truncation: a piece of text is never cut.
-        encoded = loaded(text, add_special_tokens=special, truncation=False, padding=False, verbose=False)
+        try:
+            encoded = loaded(text, add_special_tokens=special, truncation=False, padding=False, verbose=False)
+        except Exception as error:  # tokenizers raises bare exceptions for what a vocabulary cannot express
+            raise InputsError(
+                f"the tokenizer cannot take the text: {_first_line(error)}",
+                where=str(folder),
+                remedy="put the tokenizer that the network was trained with there, or give token ids as .npz",
+            ) from error
         return [int(each) for each in encoded["input_ids"]]
 
     bare, whole = ids("a", False), ids("a", True)
@@ -91,13 +98,13 @@ def load_image_processor(folder: Path) -> Callable[[np.ndarray], dict[str, np.nd
         try:
             with quiet():
                 result = loaded(images=[image], input_data_format="channels_last", return_tensors="np")
+                return {name: np.asarray(array) for name, array in result.items()}
         except Exception as error:  # processors raise many kinds for sizes and channels they were not made for
             raise InputsError(
                 f"the image processor cannot take it: {_first_line(error)}",
                 where=str(folder),
                 remedy="give images of the kind it was made for, or arrays as .npz",
             ) from error
-        return {name: np.asarray(array) for name, array in result.items()}
 
     return made
 
@@ -107,7 +114,7 @@ def decoder_start(folder: Path) -> int | None:
     for name in CONFIGURATIONS:
         try:
             written = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         found = written.get("decoder_start_token_id") if isinstance(written, dict) else None
         if isinstance(found, int):
