@@ -37,6 +37,18 @@ Recipe = Annotated[
     ),
 ]
 Given = Annotated[str | None, typer.Option("--inputs", metavar="FILE.npz", help="Inputs to check and calibrate on.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        metavar="PATH",
+        help="What to calibrate on instead: a file or folder of .npz, of text that the tokenizer in SOURCE reads, or "
+        "of images.",
+    ),
+]
+Samples = Annotated[
+    int, typer.Option("--calibration-samples", metavar="N", help="How many of its rows, images or sets, at most.")
+]
 
 
 @app.command()
@@ -47,6 +59,8 @@ def convert(
     passes: Names = None,
     recipe: Recipe = None,
     inputs: Given = None,
+    calibration: Calibration = None,
+    calibration_samples: Samples = 128,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     to: Annotated[str, typer.Option(help="onnx, or hf: a checkpoint of the same architecture.")] = "onnx",
     no_check: Annotated[bool, typer.Option("--no-check", help="Prove, but run nothing.")] = False,
@@ -73,6 +87,8 @@ def convert(
                 passes=passes,
                 recipe=recipe,
                 inputs=inputs,
+                calibration=calibration,
+                calibration_samples=calibration_samples,
                 check=not no_check,
                 force=force,
                 progress=tell,
@@ -85,6 +101,8 @@ def convert(
                 passes=passes,
                 recipe=recipe,
                 inputs=inputs,
+                calibration=calibration,
+                calibration_samples=calibration_samples,
                 dtype=dtype,
                 check=not no_check,
                 force=force,

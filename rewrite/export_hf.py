@@ -21,6 +21,7 @@ from rewrite.recipes import passes_of
 from rewrite.stages import Stages
 
 if TYPE_CHECKING:
+    from rewrite.pipeline import Data
     from rewrite.report import Report
     from rewrite.rule import Pass
 
@@ -34,24 +35,28 @@ def convert_checkpoint(
     passes: Sequence[str | Pass[Any]] | None = None,
     recipe: str | None = None,
     inputs: str | Path | Sequence[Mapping[str, np.ndarray]] | None = None,
+    calibration: str | Path | Data | None = None,
+    calibration_samples: int = 128,
     check: bool = True,
     force: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Run passes over the checkpoint in `source` and write the result as a checkpoint into `out`.
 
-    Returns the report, which is also written there, with the certificate.
+    `inputs`, `calibration` and `calibration_samples` are those of `rewrite.pipeline.convert`. Returns the report, which
+    is also written there, with the certificate.
 
     Raises:
         RequestError: the architecture has no place for what a pass did, or the written checkpoint is not proved equal;
             nothing is written. And the exceptions of `rewrite.errors` for a source or an output that is unusable.
     """
+    from rewrite.calibrate import calibrated
     from rewrite.capture import capture, check_finite
     from rewrite.capture.canonicalize import canonicalize
     from rewrite.capture.checkpoint_export import checkpoint_folder, plan, write_checkpoint
     from rewrite.check import diff_models, label, localize
     from rewrite.check.outliers import measure_outliers
-    from rewrite.pipeline import _certificate, _claims, _inputs
+    from rewrite.pipeline import _certificate, _claims, _inputs, calibration_of
     from rewrite.report import Report, SiteRow, Sizes
     from rewrite.rule import apply_pass
 
@@ -62,11 +67,17 @@ def convert_checkpoint(
             program = capture(folder)
             check_finite(program)
         sets = _inputs(program.original, inputs) if check or inputs is not None else []
+        data: Data = sets if inputs is not None else []
+        if calibration is not None:
+            with stages("calibration data"):
+                data = calibration_of(program, source, calibration, calibration_samples, progress)
         with stages("passes"):
             canonical = program.clone()
             canonicalize(canonical)
             work = canonical.clone()
-            outcomes = [outcome for each in steps for outcome in apply_pass(work, each)]
+            outcomes = []
+            for each in steps:
+                outcomes += apply_pass(work, calibrated(each, work, data, progress) if data else each)
         with stages("saving"):
             write_checkpoint(plan(folder, canonical, work), partial)
         with stages("capture of what was written"):
