@@ -193,16 +193,15 @@ def test_columns_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_dead_inputs_are_rounded_as_if_alone() -> None:
-    """A whole group of them, whose scale nothing else decides, and one in a group with others."""
+    """A whole group of them: no worse than nearest, and whatever they are, the others get the same codes."""
     w, x = weight(48, 6), correlated(200, 48)
-    x[:, 16:33] = 0
+    x[:, 16:32] = 0
     found, nearest = (each.values() for each in (gptq(w, hessian(x), FORMATS[0]), round_to_nearest(w, FORMATS[0])))
     assert np.all(np.sum((w - found)[16:32] ** 2, axis=0) <= np.sum((w - nearest)[16:32] ** 2, axis=0))
     other = w.copy()
-    other[16:33] = -weight(17, 6, seed=9)
-    rest = np.r_[:16, 33:48]
-    assert np.array_equal(gptq(other, hessian(x), FORMATS[0]).values()[:16], found[:16])
-    assert np.sum((x @ (w - found)) ** 2) < np.sum((x[:, rest] @ (w - nearest)[rest]) ** 2)
+    other[16:32] = weight(16, 6, seed=9)
+    rest = np.r_[:16, 32:48]
+    assert np.array_equal(gptq(other, hessian(x), FORMATS[0]).codes[rest], gptq(w, hessian(x), FORMATS[0]).codes[rest])
 
 
 def test_twice_the_same() -> None:
