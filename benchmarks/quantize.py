@@ -1,0 +1,412 @@
+"""Quality, size and latency of quantized networks: our recipes against the quantizers of others, in one run.
+
+    python benchmarks/quantize.py --networks bytegpt bytegpt+outliers --folder OUT --json quantize.json
+    python benchmarks/quantize.py --latency gpt2-small --folder OUT --json latency.json
+
+Every method gets the same calibration data, all of it training data, and a float model: others get two, the exporter's
+(`plain`, opset 18, attention written out) and our rewritten one (`ours`, so that what is left is the quantizing).
+Quality is measured on held-out data: bits per byte of a language model, accuracy and bits per image (cross-entropy) of
+a classifier. Latency is one sequence of 128 or one image, one thread, no spinning, all sessions of a network in one
+process in turn, medians; as a ratio to the faster float artifact. Both clocks are kept: the wall's, and the thread's own
+time, which moves less where other processes want the cores and is what ratios and verdicts are of.
+
+A verdict is on a network and a format, as the recipes name it. Each of others' artifacts must be matched by one of ours
+of that format: not worse by more than two standard errors of the paired difference over the held-out items, and not
+slower by more than `SLOWER`. What is not matched is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quantize_networks as networks
+from quantize_peers import METHODS
+
+FORMATS = ("int8-dynamic", "int8-static", "int4-weight", "int4-weight-int8-activation")
+PREPARATIONS = ("", "rotate+", "smooth+", "rotate+smooth+")
+RECIPES = tuple(prepare + form for form in FORMATS for prepare in PREPARATIONS)
+SLOWER = 1.05
+"""Identical graphs differ by up to 4 % here, so less than this is no difference in latency."""
+NETWORKS = (
+    "bytegpt",
+    "bytellama",
+    "digits-vit",
+    "digits-resnet",
+    "digits-repvgg",
+    "digits-densenet",
+    "digits-mobilenet",
+)
+
+# ---------------------------------------------------------------------------------------------------- what is compared
+
+
+def build(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every artifact of a network, made where it is not there yet: what it is, where, and what went wrong."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = networks.checkpoint(name, folder)
+    sets = networks.calibration(name, arguments.calibration)
+    np.savez(folder / "calibration.npz", **{f"{i}/{key}": a for i, one in enumerate(sets) for key, a in one.items()})  # pyright: ignore[reportArgumentType]
+    made = [
+        _float("plain", folder, lambda out: export(source, out)),
+        _float("ours", folder, lambda out: _ours(source, out)),
+    ]
+    for given in [one for one in made if "failure" not in one]:
+        made += peers(given, folder, arguments)
+    for recipe in arguments.recipes:
+        made.append(_recipe(recipe, source, sets, folder))
+    return made
+
+
+def _float(name: str, folder: Path, make: Callable[[Path], None]) -> dict[str, Any]:
+    return {"method": "float", "source": name, "format": "float"} | _once(folder / name, make)
+
+
+def _recipe(recipe: str, source: Path, sets: list[dict[str, np.ndarray]], folder: Path) -> dict[str, Any]:
+    form = recipe.split("+")[-1]
+    made = _once(folder / "recipes" / recipe, lambda out: _ours(source, out, recipe=recipe, inputs=sets))
+    return {"method": recipe, "source": "recipe", "format": form} | made
+
+
+def _once(target: Path, make: Callable[[Path], None]) -> dict[str, Any]:
+    """The folder of an artifact, or its failure, from an earlier run where it had come so far."""
+    said = target.with_name(f"{target.name}.json")
+    if not said.exists():
+        begin, answer = time.perf_counter(), {}
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            make(target)
+        except Exception as error:  # noqa: BLE001 — what cannot be made is a result of this benchmark
+            answer = {"failure": f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]}
+        said.parent.mkdir(parents=True, exist_ok=True)
+        said.write_text(json.dumps(answer | {"seconds": time.perf_counter() - begin}))
+    return {"folder": str(target), **json.loads(said.read_text())}
+
+
+def _ours(source: Path, out: Path, **options: Any) -> None:
+    from rewrite import convert
+
+    if (source / "config.json").is_file():
+        convert(source, out, check=False, **options)
+    else:
+        model, example = networks.module(source)
+        convert(model, out, example_inputs=example, check=False, **options)
+
+
+def export(source: Path, out: Path, opset: int = 18) -> None:
+    """The exporter's graph: transformers' own for its networks, torch's for others; weights inside the file."""
+    import onnx
+    import torch
+    from torch.export import Dim
+
+    model, inputs = networks.module(source)
+    axes = {key: dict.fromkeys(range(1 if tensor.ndim == 4 else 2), Dim.DYNAMIC) for key, tensor in inputs.items()}
+    out.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "model.onnx"
+        if hasattr(model, "config"):
+            from transformers.exporters import OnnxConfig, OnnxExporter
+
+            if hasattr(model.config, "num_attention_heads") or hasattr(model.config, "n_head"):
+                model.set_attn_implementation("eager")
+            exported = OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic_shapes=axes, opset_version=opset))
+            OnnxExporter.save_program(exported.program, path)
+        else:
+            program: Any = torch.onnx.export(
+                model, (), kwargs=inputs, dynamo=True, dynamic_shapes=axes, opset_version=opset, verbose=False
+            )
+            program.save(path)
+        onnx.save(onnx.load(path), out / "model.onnx")
+
+
+def peers(given: dict[str, Any], folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What others make of a float artifact: each package under its interpreter, all its methods in one process."""
+    import onnx
+
+    start = folder / f"of-{given['source']}"
+    start.mkdir(exist_ok=True)
+    if not (start / "model.onnx").exists():
+        onnx.save(onnx.load(Path(given["folder"]) / "model.onnx"), start / "model.onnx")
+    interpreters = {
+        "ort": sys.executable,
+        "inc": arguments.inc_python,
+        "onc": arguments.onc_python,
+        "olive": arguments.olive_python,
+    }
+    chosen = [name for name in METHODS if any(part in name for part in arguments.methods)]
+    answers: dict[str, dict[str, Any]] = {}
+    for package, interpreter in interpreters.items():
+        wanted = [name for name in chosen if METHODS[name].package == package]
+        if interpreter is None:
+            answers |= {name: {"failure": f"--{package}-python was not given"} for name in wanted}
+            continue
+        kept = {name: json.loads(path.read_text()) for name in wanted if (path := start / f"{name}.json").exists()}
+        answers |= kept
+        answers |= _asked(interpreter, start, folder / "calibration.npz", [name for name in wanted if name not in kept])
+    for name in answers:
+        options = Path(given["folder"]) / "session.json"
+        if options.exists() and (start / name).is_dir():
+            shutil.copy(options, start / name)
+    return [
+        {
+            "method": name,
+            "source": given["source"],
+            "format": METHODS[name].format,
+            "folder": str(start / name),
+            **answers[name],
+        }
+        for name in chosen
+    ]
+
+
+def _asked(interpreter: str, start: Path, calibration: Path, wanted: list[str]) -> dict[str, dict[str, Any]]:
+    """Run methods in one process; one that ends the process has failed, and the rest go on in another."""
+    script = Path(__file__).with_name("quantize_peers.py")
+    answers: dict[str, dict[str, Any]] = {}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    while rest := [name for name in wanted if name not in answers]:
+        command = [interpreter, str(script), str(start / "model.onnx"), str(start), str(calibration), *rest]
+        with tempfile.TemporaryFile("w+") as said:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment) as process:
+                for line in process.stdout or ():
+                    one = json.loads(line)
+                    answers[name := one.pop("method")] = one
+                    (start / f"{name}.json").write_text(json.dumps(one))
+            said.seek(0)
+            reason = f"its process ended with {process.returncode}: {' '.join(said.read().split())[-300:]}"
+        for name in [name for name in rest if name not in answers][:1]:
+            answers[name] = {"failure": reason}
+            (start / f"{name}.json").write_text(json.dumps(answers[name]))
+    return answers
+
+
+# ------------------------------------------------------------------------------------------------------- what is measured
+
+
+def session_of(folder: Path) -> Any:
+    """A session on one thread that does not spin, with the options of the folder's `session.json`, if it has one.
+
+    Denormals are flushed for all: the runtime sets that once for a whole process.
+    """
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    options = onnxruntime.SessionOptions()
+    if (folder / "session.json").exists():
+        from rewrite.targets import session_options
+
+        options = session_options(folder)
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    return onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+
+def quality(folder: Path, name: str, windows: int) -> dict[str, Any]:
+    """Bits per byte, or bits per image and accuracy, of an artifact; and the bits of every held-out item."""
+    session = session_of(folder)
+    taken = {given.name for given in session.get_inputs()}
+    bits, right = [], []
+    for inputs, labels in networks.held_out(name, windows):
+        logits = session.run(None, {key: array for key, array in inputs.items() if key in taken})[0].astype(np.float64)
+        logits -= logits.max(-1, keepdims=True)
+        chosen = np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+        nats = np.log(np.exp(logits).sum(-1)) - chosen
+        bits.append(nats.mean(-1) if nats.ndim == 2 else nats)
+        right.append(logits.argmax(-1) == labels)
+    items = np.concatenate(bits) / np.log(2)
+    accuracy = float(np.concatenate([each.reshape(-1) for each in right]).mean())
+    return {"bits": float(items.mean()), "accuracy": accuracy, "items": items.tolist()}
+
+
+def timings(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int) -> dict[str, dict[str, float]]:
+    """Median µs of each artifact by both clocks, in turn in one process; every session warms up first."""
+    sessions = {key: session_of(Path(folder)) for key, folder in folders.items()}
+    taken = {key: {given.name for given in session.get_inputs()} for key, session in sessions.items()}
+    sets = {key: {name: array for name, array in inputs.items() if name in taken[key]} for key in sessions}
+    counts: dict[str, int] = {}
+    for key, session in sessions.items():
+        session.run(None, sets[key])
+        begin = time.perf_counter()
+        session.run(None, sets[key])
+        counts[key] = max(1, min(50, int(0.05 / (time.perf_counter() - begin))))
+    walls: dict[str, list[float]] = {key: [] for key in sessions}
+    threads: dict[str, list[float]] = {key: [] for key in sessions}
+    for turn in range(rounds):
+        for key in sorted(sessions, reverse=bool(turn % 2)):
+            sessions[key].run(None, sets[key])
+            for _ in range(counts[key]):
+                wall, thread = time.perf_counter(), time.thread_time()
+                sessions[key].run(None, sets[key])
+                threads[key].append(time.thread_time() - thread)
+                walls[key].append(time.perf_counter() - wall)
+    return {
+        key: {"wall_us": statistics.median(walls[key]) * 1e6, "cpu_us": statistics.median(threads[key]) * 1e6}
+        for key in sessions
+    }
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a model and its weights."""
+    return sum(file.stat().st_size for file in folder.glob("model.onnx*"))
+
+
+def measured(name: str, made: list[dict[str, Any]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The artifacts of a network with their quality, size and latency; one that does not run has failed."""
+    context = multiprocessing.get_context("spawn")
+    for one in made:
+        if "failure" in one:
+            continue
+        folder = Path(one["folder"])
+        kept = folder.with_name(f"{folder.name}.quality.{arguments.windows}.json")
+        try:
+            if not kept.exists():
+                kept.write_text(json.dumps(quality(folder, name, arguments.windows)))
+            one |= json.loads(kept.read_text()) | {"bytes": size_of(folder)}
+        except Exception as error:  # noqa: BLE001 — a file that the runtime refuses is a result of this benchmark
+            one["failure"] = f"does not run: {' '.join(str(error).split())}"[:400]
+    running = {str(index): one for index, one in enumerate(made) if "failure" not in one}
+    floats = [key for key, one in running.items() if one["format"] == "float"]
+    others = [key for key in running if key not in floats]
+    for start in range(0, len(others), 16):
+        group = floats + others[start : start + 16]
+        with ProcessPoolExecutor(1, context) as pool:
+            folders = {key: running[key]["folder"] for key in group}
+            times = pool.submit(timings, folders, networks.one_input(name), arguments.rounds).result()
+        for clock in ("wall", "cpu"):
+            base = min(times[key][f"{clock}_us"] for key in floats)
+            for key in group:
+                running[key] |= {
+                    f"{clock}_us": times[key][f"{clock}_us"],
+                    f"{clock}_ratio": times[key][f"{clock}_us"] / base,
+                }
+    return made
+
+
+# -------------------------------------------------------------------------------------------------------------- verdicts
+
+
+def worse_by(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
+    """By how many bits an item `one` is worse than `other`, and the standard error of that."""
+    differences = np.array(one["items"]) - np.array(other["items"])
+    return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
+
+
+def unmatched(made: Iterable[dict[str, Any]], form: str) -> list[dict[str, Any]]:
+    """The artifacts of others, of a format, that none of ours is as good as and as fast."""
+    running = [one for one in made if one["format"] == form and "failure" not in one]
+    ours = [one for one in running if one["source"] == "recipe"]
+
+    def matches(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        mean, error = worse_by(one, other)
+        return mean <= 2 * error and one["cpu_ratio"] <= SLOWER * other["cpu_ratio"]
+
+    theirs = [one for one in running if one["source"] != "recipe"]
+    return [other for other in theirs if not any(matches(one, other) for one in ours)]
+
+
+def best(made: Iterable[dict[str, Any]], form: str, ours: bool) -> dict[str, Any] | None:
+    """The artifact of a format with the fewest bits an item, of ours or of others."""
+    found = [
+        one for one in made if one["format"] == form and "failure" not in one and (one["source"] == "recipe") == ours
+    ]
+    return min(found, key=lambda one: one["bits"], default=None)
+
+
+def label(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return "none"
+    return one["method"] if one["source"] == "recipe" else f"{one['method']} of {one['source']}"
+
+
+def table(name: str, made: list[dict[str, Any]]) -> str:
+    """A Markdown table of one network: a row for each artifact that runs, best first within its format."""
+    unit = "bits per byte" if networks.is_language(name) else "accuracy | bits per image"
+    lines = [f"\n### {name}\n", f"| format | method | float | {unit} | ÷ float | MB | CPU ÷ float | wall ÷ float |"]
+    lines.append("|" + "---|" * (lines[-1].count("|") - 1))
+    floats = [one for one in made if one["format"] == "float" and "failure" not in one]
+    base = min(one["bits"] for one in floats)
+    for form in ("float", *FORMATS):
+        rows = [one for one in made if one["format"] == form and "failure" not in one]
+        for one in sorted(rows, key=lambda row: row["bits"]):
+            value = f"{one['bits']:.4f}" if networks.is_language(name) else f"{one['accuracy']:.4f} | {one['bits']:.4f}"
+            lines.append(
+                f"| {form} | {one['method']} | {one['source']} | {value} | {one['bits'] / base:.4f} "
+                f"| {one['bytes'] / 1e6:.2f} | {one['cpu_ratio']:.2f} | {one['wall_ratio']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def verdicts(name: str, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each format: our best artifact, others' best, and those of theirs that none of ours matches."""
+    found = []
+    for form in FORMATS:
+        mine, theirs, left = best(made, form, True), best(made, form, False), unmatched(made, form)
+        entry: dict[str, Any] = {"network": name, "format": form, "ours": label(mine), "theirs": label(theirs)}
+        for who, one in (("ours", mine), ("theirs", theirs)):
+            if one is not None:
+                entry |= {f"{who}_{key}": one[key] for key in ("bits", "accuracy", "bytes", "cpu_ratio", "wall_ratio")}
+        found.append(entry | {"unmatched": [label(one) for one in left]})
+    return found
+
+
+def show(entry: dict[str, Any]) -> str:
+    def part(who: str) -> str:
+        if f"{who}_bits" not in entry:
+            return "none"
+        return f"{entry[who]} {entry[f'{who}_bits']:.4f} bits at {entry[f'{who}_cpu_ratio']:.2f}"
+
+    left = entry["unmatched"]
+    said = "holds" if not left else f"DOES NOT HOLD: {len(left)} not matched: {', '.join(left[:4])}"
+    return f"{entry['network']:24} {entry['format']:28} ours {part('ours')}; theirs {part('theirs')}; {said}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=[*NETWORKS, *(name + networks.OUTLIERS for name in NETWORKS)])
+    parser.add_argument("--methods", nargs="+", default=[""], help="others' methods whose names contain one of these")
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="our recipes")
+    parser.add_argument("--calibration", type=int, default=16, help="sets of inputs: windows, or eight images each")
+    parser.add_argument("--windows", type=int, default=64, help="held-out windows of 256 bytes")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--inc-python", help="interpreter that has neural-compressor 2.x")
+    parser.add_argument("--onc-python", help="interpreter that has onnx-neural-compressor")
+    parser.add_argument("--olive-python", help="interpreter that has olive-ai")
+    parser.add_argument("--folder", type=Path, help="keep the artifacts here, and use those that are there")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    arguments = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in arguments.networks:
+            folder = (arguments.folder or Path(temporary)) / name
+            made = measured(name, build(name, folder, arguments), arguments)
+            results.append({"network": name, "artifacts": made, "verdicts": verdicts(name, made)})
+            for one in made:
+                if "failure" in one:
+                    print(f"{name}: {label(one)} failed: {one['failure']}", file=sys.stderr)
+            print(table(name, made), flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(results, indent=1))
+    lines = [show(entry) for result in results for entry in result["verdicts"]]
+    print("\n" + "\n".join(lines))
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join([*(table(r["network"], r["artifacts"]) for r in results), "", *lines]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
