@@ -756,6 +756,7 @@ def _site_row(
             shown[STORED] = stored
             weight_db = _decibel(*_squares(stored, matrix)[:2])
     histograms = {what: found for what, array in shown.items() if array is not None and (found := Histogram.of(array))}
+    seen = walk.histograms.get(_activation(first), {})
     rounded = [each for place in site.places for each in roundings(place.nodes)]
     arrived = sum((walk.roundings.get(name, np.zeros(2)) for name in {each.name for each in rounded}), np.zeros(2))
     values = tuple(place.result.name or "" for place in site.places)
@@ -776,7 +777,7 @@ def _site_row(
         error=error,
         share=None if error is None else error / total if total else 0.0,
         weight=histograms,
-        activation=walk.histograms.get(_activation(first), {}),
+        activation={what: seen[what] for what in (ORIGINAL, EXACT) if what in seen},
     )
 
 

@@ -1,4 +1,4 @@
-"""Plots of a value after the other, as SVG text on a logarithmic scale: error and noise, or a measure's change."""
+"""Plots as SVG text: a value after the other on a logarithmic scale (error and noise, a change), and histograms."""
 
 from __future__ import annotations
 
@@ -64,6 +64,67 @@ def change_plot(changes: Sequence[Change], measure: str, width: int = 900, heigh
             parts.append(f"{circle}<title>{label}</title></circle>")
     parts += [*_ends(width, height), "</svg>"]
     return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One histogram of a plot: `counts` of equal parts of low … high.
+
+    `kind` is 0 for what was before (grey, dashed), 1 for what is now, 2 for what is made of it.
+    """
+
+    name: str
+    low: float
+    high: float
+    counts: Sequence[int]
+    kind: int = 1
+    note: str = ""
+
+
+_CURVES = ("var(--plot-noise, #98a2b3)", "var(--plot-error, #2f5fd0)", "var(--plot-stored, #c2540a)")
+
+
+def histogram_plot(curves: Sequence[Curve], title: str, width: int = 440, height: int = 150) -> str:
+    """A standalone SVG of histograms over one axis.
+
+    A curve's height is log(1 + count) over that of its largest, so that single entries far out are seen.
+    """
+    shown = [curve for curve in curves if sum(curve.counts)]
+    if not shown:
+        return ""
+    low, high = min(curve.low for curve in shown), max(curve.high for curve in shown)
+    low, high = (low, high) if high > low else (low - 1, high + 1)
+    left, floor, top = 8.0, height - 24.0, 22.0
+    scale = (width - 2 * left) / (high - low)
+    label = html.escape(title, quote=True)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{label}" '
+        'font-family="system-ui, sans-serif" font-size="11">',
+        f'<text x="{left}" y="12" fill="{_TEXT}">{label}</text>',
+        f'<line x1="{left}" x2="{width - left}" y1="{floor}" y2="{floor}" stroke="var(--plot-grid, #e4e7ec)"/>',
+    ]
+    for curve in shown:
+        colour = _CURVES[curve.kind]
+        most, step = (
+            math.log1p(max(curve.counts)),
+            (curve.high - curve.low) / len(curve.counts) or 2 / len(curve.counts),
+        )
+        start = curve.low if curve.high > curve.low else curve.low - 1
+        corners = [f"M{left + scale * (start - low):.1f},{floor}"]
+        for place, count in enumerate(curve.counts):
+            level = floor - (floor - top) * math.log1p(count) / most
+            across = left + scale * (start + step * (place + 1) - low)
+            corners.append(f"V{level:.1f}H{across:.1f}")
+        dashed = ' stroke-dasharray="4 3"' if curve.kind == 0 else ""
+        note = html.escape(f"{curve.name}: {curve.low:.3g} to {curve.high:.3g}{curve.note and f', {curve.note}'}")
+        parts.append(
+            f'<path d="{"".join(corners)}V{floor}" fill="{colour}" fill-opacity="{0.0 if dashed else 0.12}" '
+            f'stroke="{colour}" stroke-width="1.2"{dashed}><title>{note}</title></path>'
+        )
+    for at, anchor, value in ((left, "start", low), (width - left, "end", high)):
+        text = f"{value:.3g}".replace("-", "−")
+        parts.append(f'<text x="{at}" y="{height - 8}" text-anchor="{anchor}" fill="{_TEXT}">{text}</text>')
+    return "\n".join([*parts, "</svg>"])
 
 
 def _ends(width: int, height: int) -> list[str]:

@@ -9,19 +9,32 @@ import html
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
+from rewrite.check.approximation import EXACT, ORIGINAL, STORED, Approximation, SiteQuality
 from rewrite.check.outliers import OutlierRow
-from rewrite.check.plot import Change, Point, change_plot, error_plot
+from rewrite.check.plot import Change, Curve, Point, change_plot, error_plot, histogram_plot
 from rewrite.report import words
 from rewrite.report.report import LayerRow, OutputRow, Report
 
-_WORST_SHOWN = 8
+_WORST_SHOWN, _SITES_SHOWN = 8, 24
+_KINDS = {ORIGINAL: 0, EXACT: 1, STORED: 2}
 
 
 def to_html(report: Report) -> str:
     """The whole page."""
     style = resources.files("rewrite.report").joinpath("style.css").read_text(encoding="utf-8")
     tone = words.tone(report.verdict, report.numerical)
-    sections = (_warnings, _sites, _refusals, _outputs, _layers, _outliers, _timings, _proof, _environment)
+    sections = (
+        _warnings,
+        _sites,
+        _refusals,
+        _outputs,
+        _quantization,
+        _layers,
+        _outliers,
+        _timings,
+        _proof,
+        _environment,
+    )
     body = "\n".join(part for section in sections if (part := section(report)))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -92,6 +105,10 @@ def _facts(report: Report) -> str:
         facts.append((f"{len(report.refused):,}", "left alone"))
     if report.numerical:
         facts.append((words.ratio(report.worst_noise_ratio), f"worst noise ratio · {report.numerical}"))
+    if report.approximation is not None:
+        facts.append((words.bits(report.approximation.bits_per_weight), "bits a weight"))
+        if (main := report.approximation.main) is not None:
+            facts.append((f"{words.decibel(main.sqnr_db)} dB", f"SQNR of {main.output}"))
     if report.sizes.before or report.sizes.after:
         facts.append((words.size(report.sizes.after), f"written, from {words.size(report.sizes.before)}"))
     if report.sizes.untied:
@@ -164,6 +181,103 @@ def _output_cells(row: OutputRow, logits: bool) -> list[str]:
     cells += [words.ratio(row.noise_ratio), words.small(row.error), words.small(row.error_f64)]
     cells += [words.ratio(row.ulps), words.decibel(row.sqnr_db)]
     return [*cells, words.small(row.kl_max), words.percent(row.top1)] if logits else cells
+
+
+def _quantization(report: Report) -> str:
+    found = report.approximation
+    if found is None:
+        return ""
+    note = (
+        "SQNR in dB: of each weight as stored, of the activations as they are rounded, of the product with exact "
+        "inputs, and of the same value at the end of all that comes before it. The share is that of the squared error "
+        "of the outputs with this site alone quantized. Worst first."
+    )
+    parts = [f'<p class="about">{_text("; ".join(words.approximation(found)))}.</p>']
+    if found.runtime is not None:
+        parts.append(
+            f'<p class="note {words.row_tone(found.runtime.verdict)}">{_text(words.runtime(found.runtime))}</p>'
+        )
+    rows = [_site_cells(row) for row in found.sites]
+    columns = ["site", *(f"{of}#" for of in ("weight", "activation", "product", "end to end", "bits", "size", "share"))]
+    if rows:
+        parts.append(f'<div class="wide">{_table(columns, rows[:_SITES_SHOWN])}</div>')
+    if rest := rows[_SITES_SHOWN:]:
+        summary = f"<summary>{_text(words.plural(len(rest), 'site'))} more</summary>"
+        parts.append(f'<details>{summary}<div class="wide">{_table(columns, rest)}</div></details>')
+    parts += _histograms(found)
+    if found.kept:
+        rows = [
+            [_places(names), words.size(count), _text(reason)] for reason, names, count in words.kept(found)
+        ]  # fmt: skip
+        parts.append(_table(["stayed in floating point", "size#", "why"], rows))
+    if found.declared:
+        parts.append(_declared(found))
+    return _section("Quantization", note, "\n".join(parts))
+
+
+def _site_cells(row: SiteQuality) -> list[str]:
+    numbers = (row.weight_sqnr_db, row.activation_sqnr_db, row.product_sqnr_db, row.end_to_end_sqnr_db)
+    bar = "" if row.share is None else f'<i class="share" style="width:{100 * row.share:.1f}%"></i>'
+    return [
+        f'{_code(row.name)}<span class="why">{_text(words.formats(row))} · {_text(row.operator)}</span>',
+        *map(words.decibel, numbers),
+        words.bits(row.bits_per_weight),
+        words.size(row.bytes),
+        f"{words.share(row.share)}{bar}",
+    ]
+
+
+def _histograms(found: Approximation) -> list[str]:
+    """What the transforms and the codes made of weights and activations: the worst sites in sight, the rest folded."""
+    cards = []
+    for row in found.sites:
+        plots = ""
+        for kind, title in ((row.weight, "weight"), (row.activation, "activation")):
+            curves = [
+                Curve(name, each.low, each.high, each.counts, _KINDS[name], f"max / median {words.ratio(each.peak)}")
+                for name, each in kind.items()
+            ]
+            peaks = " → ".join(words.ratio(each.peak) for each in kind.values())
+            plots += histogram_plot(curves, f"{title}: {' → '.join(kind)}; max / median {peaks}")
+        if plots:
+            cards.append(f'<div class="card histograms"><p>{_code(row.name)}</p>{plots}</div>')
+    if not cards:
+        return []
+    legend = (
+        '<div class="legend"><span><i style="border-color:var(--plot-noise);border-top-style:dashed"></i>original, '
+        'before the transforms</span><span><i style="border-color:var(--plot-error)"></i>rewritten, after them</span>'
+        '<span><i style="border-color:var(--plot-stored)"></i>what the codes stand for</span>'
+        "<span>heights are logarithmic</span></div>"
+    )
+    shown, rest = cards[:_WORST_SHOWN], cards[_WORST_SHOWN:]
+    folded = (
+        f"<details><summary>{_text(words.plural(len(rest), 'site'))} more</summary>"
+        f'<div class="grid">{"".join(rest)}</div></details>'
+    )
+    return [legend, f'<div class="grid">{"".join(shown)}</div>', *([folded] if rest else [])]
+
+
+def _declared(found: Approximation) -> str:
+    columns = ["declared", "kind", "format", "scale#", "error in steps#", "relative error#", "saturation"]
+    rows = []
+    for site in found.declared:
+        scale = site.get("scale")
+        ends = scale if isinstance(scale, list | tuple) else [] if scale is None else [scale]
+        rows.append(
+            [
+                f'{_code(site.get("name", ""))}<span class="why">{_text(site.get("node", ""))}</span>',
+                _text(site.get("kind", "")),
+                _text(site.get("format", "")),
+                " … ".join(f"{end:.3g}" for end in ends) or "of each input",
+                *("–" if (value := site.get(part)) is None else f"{value:.3g}" for part in _ERRORS),
+                _text(site.get("saturation", "")),
+            ]
+        )
+    count = words.plural(len(rows), "declared site")
+    return f"<details><summary>{_text(count)}</summary>{_table(columns, rows)}</details>"
+
+
+_ERRORS = ("error_steps", "error_relative")
 
 
 def _layers(report: Report) -> str:

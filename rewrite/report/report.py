@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from rewrite.check.approximation import Approximation
+from rewrite.check.compare import WITHIN
 from rewrite.check.diff import Difference
 from rewrite.check.localize import Localization
 from rewrite.check.outliers import OutlierRow
@@ -100,6 +102,7 @@ class Report:
     `verdict` is the proof's, such as "EQUAL(0.5 ulp)"; `numerical` the check's, empty where it did not run; `proof`
     further facts of the certificate by name; `timings_s` seconds per stage in order; `environment` versions and the
     machine; `skipped` how many values could not be compared, by reason; `outliers` what a change of basis did to them.
+    `approximation` is what was measured of declared sites, None where there is none.
     """
 
     source: str
@@ -112,6 +115,7 @@ class Report:
     layers: tuple[LayerRow, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
     outliers: tuple[OutlierRow, ...] = ()
+    approximation: Approximation | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
     sizes: Sizes = Sizes()
     warnings: tuple[str, ...] = ()
@@ -163,6 +167,17 @@ class Report:
         """This report with the outliers of what is in another basis."""
         return replace(self, outliers=tuple(found))
 
+    def with_approximation(self, found: Approximation) -> Report:
+        """This report, which has the erased network's rows already, with what was measured of its declared sites.
+
+        Its numbers are "approximate as declared" where the erased network is within the noise and the runtime computes
+        what the graph says; else what is not so of the two, the erased network before all.
+        """
+        erased = self.numerical in ("", WITHIN)
+        return replace(
+            self, approximation=found, numerical=found.verdict if erased and found.verdict else self.numerical
+        )
+
     def to_json(self, indent: int | None = 2) -> str:
         """All of it as JSON; a number that is not finite is the string "nan", "inf" or "-inf"."""
         return json.dumps(_plain({"format": FORMAT, **asdict(self)}), indent=indent, allow_nan=False)
@@ -181,6 +196,7 @@ class Report:
                     "outputs": tuple(OutputRow(**_numbers(row, OutputRow)) for row in data["outputs"]),
                     "layers": tuple(LayerRow(**_numbers(row, LayerRow)) for row in data["layers"]),
                     "outliers": tuple(OutlierRow(**_numbers(row, OutlierRow)) for row in data.get("outliers", ())),
+                    "approximation": Approximation.from_dict(found) if (found := data.get("approximation")) else None,
                     "sizes": Sizes(**data["sizes"]),
                     "warnings": tuple(data["warnings"]),
                 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
@@ -14,6 +15,9 @@ from rich.text import Text
 
 from rewrite.report import words
 from rewrite.report.report import APPLIED, Report, SiteRow
+
+SITES_SHOWN = 12
+"""Rows of declared sites on the terminal; the report holds all."""
 
 _STYLES = {words.GOOD: "green", words.CAUTION: "yellow", words.BAD: "red"}
 
@@ -50,6 +54,7 @@ def render(report: Report) -> RenderableType:
         _refusals(report),
         _outputs(report),
         _departure(report),
+        _quantization(report),
         _outliers(report),
         _warnings(report),
         _costs(report),
@@ -71,7 +76,18 @@ def _banner(report: Report) -> RenderableType:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
     for column in columns:
-        left = column in ("pass", "site", "answer", "requirement", "reason", "output", "verdict", "where", "inputs")
+        left = column in (
+            "pass",
+            "site",
+            "answer",
+            "requirement",
+            "reason",
+            "output",
+            "verdict",
+            "where",
+            "inputs",
+            "format",
+        )
         table.add_column(column, justify="left" if left else "right", overflow="fold")
     return table
 
@@ -125,6 +141,35 @@ def _departure(report: Report) -> RenderableType | None:
         f"{words.small(first.noise)}, at {first.operator} {first.node}{made}{tail}.",
         style="red",
     )
+
+
+def _quantization(report: Report) -> RenderableType | None:
+    found = report.approximation
+    if found is None:
+        return None
+    parts: list[RenderableType] = [Text("\nQuantization, worst first", style="bold")]
+    parts.append(Text("; ".join(words.approximation(found)) + "."))
+    if found.runtime is not None:
+        tone = _STYLES[words.row_tone(found.runtime.verdict)]
+        parts.append(Text(words.runtime(found.runtime), style=tone))
+    formats = Counter(words.formats(row) for row in found.sites)
+    columns = ["weight", "activation", "product", "end to end", "bits", "share"]
+    table = _table("", "site", *(["format"] if len(formats) > 1 else []), *columns)
+    table.columns[0].min_width = 34
+    for row in found.sites[:SITES_SHOWN]:
+        decibels = [row.weight_sqnr_db, row.activation_sqnr_db, row.product_sqnr_db, row.end_to_end_sqnr_db]
+        stored = [escape(words.formats(row))] if len(formats) > 1 else []
+        numbers = [*map(words.decibel, decibels), words.bits(row.bits_per_weight), words.share(row.share)]
+        table.add_row(escape(row.name), *stored, *numbers)
+    if found.sites:
+        parts.append(Text(f"SQNR in dB{f' of {next(iter(formats))}' if len(formats) == 1 else ''}:"))
+        parts.append(table)
+    if (rest := len(found.sites) - SITES_SHOWN) > 0:
+        parts.append(Text(f"and {words.plural(rest, 'site')} more in report.json", style="dim"))
+    for reason, names, count in words.kept(found):
+        label = f"{words.plural(len(names), 'weight')} ({words.size(count)}) in floating point: {reason}"
+        parts.append(Text(f"{label}: {words.joined(names, 2)}", style="dim"))
+    return Group(*parts)
 
 
 def _outliers(report: Report) -> RenderableType | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rewrite.check.approximation import AS_DECLARED, NOT_DECLARED, Approximation, RuntimeCheck, SiteQuality
 from rewrite.check.compare import WITHIN
 from rewrite.report.report import Report, SiteRow
 
@@ -21,8 +22,10 @@ def tone(verdict: str, numerical: str = "") -> str:
 
     >>> tone("EQUAL(0.5 ulp)"), tone("TESTED"), tone("REFUTED(input 0)"), tone("EQUAL(1 ulp)", "different")
     ('good', 'caution', 'bad', 'bad')
+    >>> tone("EQUAL_MODULO(sites)", "approximate as declared"), tone("EQUAL_MODULO(sites)", "not what the graph says")
+    ('caution', 'bad')
     """
-    if verdict.upper().startswith(_REFUTED) or numerical in ("different", "above noise"):
+    if verdict.upper().startswith(_REFUTED) or numerical in ("different", "above noise", NOT_DECLARED):
         return BAD
     proved = verdict.upper().startswith(_PROVED) or verdict.upper() == "EQUAL"
     return GOOD if proved and numerical in ("", WITHIN) else CAUTION
@@ -30,7 +33,7 @@ def tone(verdict: str, numerical: str = "") -> str:
 
 def row_tone(verdict: str) -> str:
     """How one output's verdict reads."""
-    return {WITHIN: GOOD, "unsettled": CAUTION}.get(verdict, BAD)
+    return {WITHIN: GOOD, AS_DECLARED: GOOD, "unsettled": CAUTION}.get(verdict, BAD)
 
 
 def small(value: float | None) -> str:
@@ -82,6 +85,60 @@ def percent(value: float | None) -> str:
 def decibel(value: float) -> str:
     """A ratio in dB; an exact result has infinitely many."""
     return "–" if math.isnan(value) else f"{value:.1f}" if math.isfinite(value) else "∞" if value > 0 else "−∞"
+
+
+def bits(value: float) -> str:
+    """Bits a weight; NaN where there is no weight.
+
+    >>> bits(4.5), bits(float("nan"))
+    ('4.50', '–')
+    """
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def share(value: float | None) -> str:
+    """A part of the error, or that no run was made for it.
+
+    >>> share(0.1234), share(None)
+    ('12.3 %', 'not measured')
+    """
+    return "not measured" if value is None else f"{100 * value:.1f} %"
+
+
+def formats(row: SiteQuality) -> str:
+    """How a site's weight and its activations are stored."""
+    return "; ".join(part for part in (row.format, row.activations and f"× {row.activations}") if part) or "–"
+
+
+def approximation(found: Approximation) -> list[str]:
+    """What was measured of an approximation as a whole, a phrase each."""
+    phrases, main = [], found.main
+    if main is not None:
+        phrases.append(f"{main.output} {decibel(main.sqnr_db)} dB, error {small(main.relative)}")
+        if main.top1 is not None:
+            phrases.append(f"KL {small(main.kl_mean)} in the mean and {small(main.kl_max)} at most")
+            phrases.append(f"top-1 {percent(main.top1)}, top-5 {percent(main.top5)}")
+    phrases.append(f"{size(found.bytes_before)} → {size(found.bytes_after)} of constants")
+    phrases.append(f"{bits(found.bits_per_weight)} bits a weight")
+    return phrases
+
+
+def runtime(found: RuntimeCheck) -> str:
+    """How far what runs is from what the graph says."""
+    flips = f", {found.flips:,} of {found.codes:,} codes flip with rounding" if found.codes else ""
+    return (
+        f"What runs is {small(found.distance)} from what the graph says, {small(found.limit)} is rounding{flips}"
+        f"{found.reason and f': {found.reason}'}."
+    )
+
+
+def kept(found: Approximation) -> list[tuple[str, list[str], int]]:
+    """Weights that stayed in floating point: (reason, names, bytes), the largest first."""
+    groups: dict[str, list] = {}
+    for row in found.kept:
+        groups.setdefault(row.reason or "no pass took it", []).append(row)
+    rows = [(reason, [row.name for row in each], sum(row.bytes for row in each)) for reason, each in groups.items()]
+    return sorted(rows, key=lambda row: -row[2])
 
 
 def size(count: int) -> str:

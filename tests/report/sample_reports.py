@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from rewrite.check.approximation import (
+    AS_DECLARED,
+    Approximation,
+    FloatWeight,
+    Histogram,
+    OutputQuality,
+    RuntimeCheck,
+    SiteQuality,
+)
 from rewrite.report.report import LayerRow, OutputRow, Report, SiteRow, Sizes
 
 
@@ -92,3 +102,51 @@ def bad_report() -> Report:
         proof={hostile: hostile},
         environment={hostile: hostile},
     )  # fmt: skip
+
+
+def approximated_report(verdict: str = AS_DECLARED) -> Report:
+    """An int8 model with one site not measured and a weight that stayed."""
+    shown = Histogram(-1.0, 2.0, tuple(range(64)), 7.5)
+    site = SiteQuality(
+        name="h.0.mlp.weight",
+        values=("h.0.mlp",),
+        codes=("h.0.mlp.weight.codes", "h.0.mlp.weight.scales"),
+        operator="DynamicQuantizeMatMul",
+        format="int8 per channel",
+        activations="uint8 dynamic",
+        elements=4096,
+        bytes=4352,
+        weight_sqnr_db=42.5,
+        activation_sqnr_db=38.25,
+        product_sqnr_db=37.75,
+        end_to_end_sqnr_db=31.0,
+        error=1e-4,
+        share=1.0,
+        weight={"original": shown, "rewritten": shown, "stored": shown},
+        activation={"rewritten": shown},
+    )
+    others = [
+        replace(site, name=f"h.{i}.mlp.weight", error=None, share=None, weight={}, activation={}) for i in range(1, 30)
+    ]
+    found = Approximation(
+        outputs=(OutputQuality("logits", 4, 33.25, 0.5, 0.02, 64, 1e-3, 2e-2, 0.984375, 0.95),),
+        runtime=RuntimeCheck(verdict, "", "logits", 2e-7, 2e-7, 1e-7, 8e-7, 4096, 3, 5, 2),
+        sites=(site, *others),
+        kept=(FloatWeight("embeddings", 1000, 4000, "rows of it are looked up"),),
+        bytes_before=1 << 20,
+        bytes_after=1 << 18,
+        declared=(
+            {
+                "name": "h.0.mlp.weight.codes",
+                "kind": "weight",
+                "node": "matmul",
+                "format": "int8 per column",
+                "scale": [0.001, 0.02],
+                "error_steps": 0.5,
+                "error_relative": 0.006,
+                "saturation": "none",
+            },
+            {"name": "h.0.ln_2", "kind": "activation", "node": "matmul", "format": "uint8", "scale": None},
+        ),
+    )
+    return replace(good_report(), verdict="EQUAL_MODULO(2 sites)").with_approximation(found)

@@ -14,11 +14,12 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_reports import bad_report, good_report
+from sample_reports import approximated_report, bad_report, good_report
 
+from rewrite.check.approximation import AS_DECLARED, NOT_DECLARED, Histogram
 from rewrite.check.diff import diff_models
 from rewrite.check.outliers import OutlierRow
-from rewrite.check.plot import Change, Point, change_plot, error_plot
+from rewrite.check.plot import Change, Curve, Point, change_plot, error_plot, histogram_plot
 from rewrite.errors import RequestError
 from rewrite.report import Report, SiteRow, to_html, to_text, words
 from rewrite.report.report import LayerRow
@@ -113,7 +114,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("report", [good_report(), bad_report()])
+@pytest.mark.parametrize("report", [good_report(), bad_report(), approximated_report()])
 def test_page_is_well_formed_and_needs_nothing_from_elsewhere(report):
     text = to_html(report)
     page = Page(text)
@@ -231,3 +232,78 @@ def test_the_plot_of_a_change_is_well_formed_and_leaves_out_what_has_no_logarith
     assert change_plot([], "peak") == ""
     assert change_plot([Change("a", 5.0, 5.0)], "peak").startswith("<svg")
     assert change_plot([Change("a", 1e-3, 1e6)], "peak").count("<line") < 12
+
+
+def test_an_approximation_survives_json_and_stands_on_the_page_and_the_terminal():
+    report = approximated_report()
+    assert report.numerical == AS_DECLARED
+    assert Report.from_json(report.to_json()) == report
+    assert report.approximation is not None
+    page = to_html(report)
+    for said in (
+        "bits a weight",
+        "33.2 dB, error 2.0e-02",
+        "98.44 %",
+        "not measured",
+        "int8 per channel; × uint8 dynamic",
+    ):
+        assert said in page
+        assert said in to_text(report, 200)
+    assert "3 of 4,096 codes flip with rounding" in page
+    assert page.count("<svg") == to_html(good_report()).count("<svg") + 2
+    assert "6 sites more" in page, "rows beyond the first are folded"
+    assert "2 declared sites" in page
+    assert "0.001 … 0.02" in page
+    assert "of each input" in page
+    text = to_text(report, 200)
+    assert "and 18 sites more in report.json" in text
+    assert "1 weight (3.9 KiB) in floating point: rows of it are looked up: embeddings" in text
+    assert "Quantization" not in to_html(good_report())
+    assert "Quantization" not in to_text(good_report())
+
+
+def test_what_the_numbers_of_an_approximation_are_called():
+    wrong = approximated_report(NOT_DECLARED)
+    assert (wrong.numerical, words.tone(wrong.verdict, wrong.numerical)) == (NOT_DECLARED, words.BAD)
+    found = approximated_report().approximation
+    assert found is not None
+    assert bad_report().with_approximation(found).numerical == "different", "the erased network comes first"
+    assert good_report().with_approximation(replace(found, runtime=None)).numerical == "within noise"
+
+
+def test_a_report_from_before_there_were_approximations_is_read():
+    data = json.loads(good_report().to_json())
+    del data["approximation"]
+    assert Report.from_json(json.dumps(data)) == good_report()
+
+
+def test_hostile_names_of_sites_stay_text():
+    hostile = "<script>alert('&')</script>\""
+    found = approximated_report().approximation
+    assert found is not None
+    site = replace(found.sites[0], name=hostile, format=hostile, activations=hostile, operator=hostile)
+    kept = replace(found.kept[0], name=hostile, reason=hostile)
+    output = replace(found.outputs[0], output=hostile)
+    assert found.runtime is not None
+    declared = dict.fromkeys(("name", "node", "kind", "format", "saturation"), hostile)
+    changed = replace(
+        found, sites=(site,), kept=(kept,), outputs=(output,), declared=(declared,),
+        runtime=replace(found.runtime, reason=hostile),
+    )  # fmt: skip
+    page = to_html(good_report().with_approximation(changed))
+    assert "<script" not in page
+    assert not Page(page).open
+    to_text(good_report().with_approximation(changed))
+
+
+def test_the_plot_of_histograms_is_well_formed():
+    shown = Histogram.of(np.array([-1.0, 0.0, 0.0, 5.0]))
+    assert shown is not None
+    curves = [Curve("<a>", shown.low, shown.high, shown.counts, kind) for kind in (0, 1, 2)]
+    plot = histogram_plot(curves, "weight & <more>")
+    root = ElementTree.fromstring(plot)
+    assert len([e for e in root.iter() if e.tag.endswith("path")]) == 3
+    assert plot.count('stroke-dasharray="4 3"') == 1
+    assert histogram_plot([], "nothing") == ""
+    assert histogram_plot([Curve("empty", 0, 1, (0, 0))], "nothing") == ""
+    ElementTree.fromstring(histogram_plot([Curve("one value", 2, 2, (0, 5))], "flat"))
