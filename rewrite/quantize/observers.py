@@ -16,6 +16,7 @@ Source    Migacz 2017, "8-bit Inference with TensorRT" (entropy; there a thresho
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Callable
@@ -229,7 +230,7 @@ def _inner(histogram: Histogram, cut: float, below: float, above: float) -> tupl
 def _searched(
     histogram: Histogram, stored: _Stored, measure: _Measure, below: float, above: float
 ) -> tuple[float, float]:
-    """The ends of least loss: both drawn in by one factor, then each on its own, ever finer."""
+    """The ends of least loss: both moved by one factor, or one of them alone, ever finer."""
     seen = histogram.counts > 0
     numbers, counts = histogram.centres()[seen], histogram.counts[seen].astype(np.float64)
     if not len(numbers):
@@ -239,22 +240,17 @@ def _searched(
         return measure(numbers, counts, stored, *stored.parameters(*ends))
 
     best, least = (below, above), loss((below, above))
-
-    def tried(factors: np.ndarray, ends: tuple[float, float], moved: tuple[bool, bool]) -> None:
-        nonlocal best, least
-        for factor in factors:
+    coarse = 2.0 ** -(np.arange(1, 41) / 4)
+    for factors in (coarse, coarse, *(2.0 ** np.linspace(-spread, spread, 17) for spread in (1.0, 0.25, 0.0625))):
+        start = best
+        for factor, (lower, upper) in itertools.product(factors, ((True, True), (True, False), (False, True))):
             candidate = (
-                min(ends[0] * factor, below) if moved[0] else ends[0],
-                min(ends[1] * factor, above) if moved[1] else ends[1],
+                min(start[0] * factor, below) if lower else start[0],
+                min(start[1] * factor, above) if upper else start[1],
             )
             # A code needs some bins, or a histogram says nothing of what it loses.
             if stored.parameters(*candidate)[0] >= 2 * histogram.width and (found := loss(candidate)) < least:
                 best, least = candidate, found
-
-    tried(2.0 ** -(np.arange(1, 81) / 8), best, (True, True))
-    for spread in (4.0, 1.0, 0.25):
-        for moved in ((True, True), (True, False), (False, True)):
-            tried(2.0 ** (np.linspace(-1, 1, 17) * spread / 2), best, moved)
     return best
 
 
