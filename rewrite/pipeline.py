@@ -272,7 +272,7 @@ def convert(
         report = _report(source, chosen, program, outcomes, proof, path)
         if check:
             with stages("check"):
-                report = _checked(report, work, path, sets)
+                report = _checked(report, work, proof, path, sets)
         report = stages.write(report, folder)
     return report
 
@@ -330,26 +330,53 @@ def _inputs(model: ir.Model, given: str | Path | Sequence[Inputs] | None) -> lis
     return [dict(one) for one in given]
 
 
-def _checked(report: Report, work: Program, path: Path, sets: list[dict[str, np.ndarray]]) -> Report:
-    """The report with the numbers: exact constants against the capture in float64, and the artifact as it runs."""
+def _checked(report: Report, work: Program, proof: Proof, path: Path, sets: list[dict[str, np.ndarray]]) -> Report:
+    """The report with the numbers: exact constants against the capture in float64, and the artifact as it runs.
+
+    Where sites are declared, the network without them is compared with the capture, and the artifact with what its
+    graph says.
+    """
     from rewrite.check import diff_models, label
+    from rewrite.check.approximation import measure_approximation
     from rewrite.check.outliers import measure_outliers
     from rewrite.targets import session_options
 
     # Flushing denormals would also flush those of this process, and with them what is compared.
     options = session_options(path.parent, config={"session.set_denormal_as_zero": "0"})
+    exact = work.exact if proof.sites else None
+    rewritten = work.model if exact is None else exact
+    ran = {"artifact": path, "options": options} if exact is None else {}
     difference = diff_models(
         work.original,
-        work.model,
+        rewritten,
         sets,
         relations=_claims(work),
         transforms=work.transforms,
         layers=True,
+        **ran,
+    )
+    report = report.with_outliers(measure_outliers(rewritten, sets, work.relations, work.transforms))
+    report = report.with_difference(difference, [label(one) for one in sets])
+    if exact is None:
+        return report
+    found = measure_approximation(
+        exact,
+        work.model,
+        sets,
+        original=work.original,
         artifact=path,
         options=options,
+        reasons={row.site: row.reason for row in report.refused if row.pass_name in _approximating()},
+        declared=proof.sites,
     )
-    report = report.with_outliers(measure_outliers(work.model, sets, work.relations, work.transforms))
-    return report.with_difference(difference, [label(one) for one in sets])
+    return report.with_approximation(found)
+
+
+def _approximating() -> frozenset[str]:
+    """The names of the passes that approximate."""
+    from rewrite.passes import APPROXIMATIONS
+
+    return frozenset(each.name for each in APPROXIMATIONS)
 
 
 def _report(
