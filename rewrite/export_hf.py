@@ -62,6 +62,8 @@ def convert_checkpoint(
 
     folder = checkpoint_folder(source)
     steps, stages = passes_of(passes, recipe), Stages(progress)
+    if (coded := next((each.name for each in steps if each.approximates), None)) is not None:
+        raise RequestError(f"a checkpoint has no place for what {coded} makes", where="--to hf", remedy="--to onnx")
     with new_folder(Path(out), source, force) as partial:
         with stages("capture"):
             program = capture(folder)

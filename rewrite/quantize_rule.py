@@ -241,8 +241,11 @@ class Spread:
 
     @property
     def declared(self) -> float:
-        """The steps that the proof is told, with what the order of sums in float64 may change of them."""
-        return self.steps * (1 + 2.0**-20)
+        """The steps that the proof is told to allow; it says itself how many there are.
+
+        What it solves for differs a little from what was quantized: numbers beside the codes were rounded.
+        """
+        return self.steps + 2.0**-6
 
     def __str__(self) -> str:
         relative = (self.error / self.total) ** 0.5 if self.total else 0.0
