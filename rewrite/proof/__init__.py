@@ -5,8 +5,9 @@ Read `relation.py` first: it says what "equal" means. `forms.py` is the normal f
 This package imports nothing else of ours, neither torch nor ONNX Runtime: whoever trusts it need read no further.
 """
 
-from rewrite.proof import blocked_rules, runtime_rules, windows
+from rewrite.proof import blocked_rules, quantized_products, runtime_rules, windows
 from rewrite.proof.checker import Proof, prove
 from rewrite.proof.relation import Verdict
+from rewrite.proof.sites import Site
 
-__all__ = ["Proof", "Verdict", "blocked_rules", "prove", "runtime_rules", "windows"]
+__all__ = ["Proof", "Site", "Verdict", "blocked_rules", "prove", "quantized_products", "runtime_rules", "windows"]

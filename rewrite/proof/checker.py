@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from rewrite.proof import forms
 from rewrite.proof.constants import Stored, same_values
+from rewrite.proof.demands import SHIPPED
 from rewrite.proof.forms import Form
 from rewrite.proof.linear import Comparer
 from rewrite.proof.relation import Verdict
@@ -91,15 +92,18 @@ def prove(
                 table.tell_apart()
         except Exception as error:  # noqa: BLE001 - whatever stops the walk, of such a graph nothing is known
             cause = _cause(table) if walk is second else None
+            sites = _sites(table)
             if cause is not None:
-                return Proof(Verdict("UNKNOWN", cause.ulps, cause.node, cause.reason))
-            return Proof(Verdict("UNKNOWN", node=walk.node, reason=f"{walk.side}: {error or type(error).__name__}"))
+                return Proof(Verdict("UNKNOWN", cause.ulps, cause.node, cause.reason), sites=sites)
+            reason = f"{walk.side}: {error or type(error).__name__}"
+            return Proof(Verdict("UNKNOWN", node=walk.node, reason=reason), sites=sites)
     names = [value.name or "" for value in original.graph.outputs]
     try:
         outputs = {name: _output(first, second, name) for name in names}
         checked = dict(second.related)
     except Exception as error:  # noqa: BLE001 - as above
-        return Proof(Verdict("UNKNOWN", node=second.node, reason=str(error) or type(error).__name__))
+        reason = str(error) or type(error).__name__
+        return Proof(Verdict("UNKNOWN", node=second.node, reason=reason), sites=_sites(table))
     proof = Proof(
         _holding(table),
         outputs,
@@ -141,24 +145,34 @@ def _allowed(
     return lambda name: limit
 
 
-def _listed(proof: Proof, table: Table) -> Verdict | None:
-    """Enter the sites and what they declare into a proof; or why it is none."""
+def _sites(table: Table) -> tuple[Site, ...]:
+    """The sites that were met, weights first; of a weight that was not compared no error is known."""
     parts: dict[object, list[Measure]] = {}
     for measure in table.measures.values():
         if (stored := measure.constant.stored) is not None:
             parts.setdefault(stored.key, []).append(measure)
+    held = {demand.name for demand in table.demands if demand.value == SHIPPED}
     weights: list[Site] = []
     for key, (constant, node) in table.sites.items():
-        measure = combined(constant, parts.get(key, []))
-        if measure is None:
-            return Verdict("UNKNOWN", node=node, reason=f"uses of {constant.name} overlap: its error is not known")
-        if measure.error and not measure.relative < 1.0:
-            reason = (
-                f"codes {constant.name} are off by {measure.relative:.3g} of what they stand for; zeros are as close"
-            )
-            return Verdict("UNKNOWN", node=node, reason=reason)
+        known = parts.get(key, [])
+        measure = combined(constant, known) if known or constant.name in held else None
         weights.append(as_site(constant, node, measure, SATURATES if key in table.saturating else "none"))
-    proof.sites = (*weights, *table.activations)
+    return (*weights, *table.activations)
+
+
+def _listed(proof: Proof, table: Table) -> Verdict | None:
+    """Enter the sites and what they declare into a proof; or why it is none."""
+    proof.sites = _sites(table)
+    measured = {stored.name for each in table.measures.values() if (stored := each.constant.stored) is not None}
+    for site in proof.sites:
+        if site.kind == "weight" and site.error_relative is None and site.name in measured:
+            return Verdict("UNKNOWN", node=site.node, reason=f"uses of {site.name} overlap: its error is not known")
+        if site.error_relative is not None and site.error_relative >= 1.0:
+            reason = f"codes {site.name} are off by {site.error_relative:.3g} of what they stand for, as zeros are"
+            return Verdict("UNKNOWN", node=site.node, reason=reason)
+    if all(each.holds for each in proof.outputs.values()):
+        # What no output rests on stands for nothing.
+        proof.sites = tuple(s for s in proof.sites if s.kind == "activation" or s.error_relative is not None)
     if table.overflows:
         node, reason = next(iter(table.overflows.items()))
         return Verdict("UNKNOWN", node=node, reason=reason)

@@ -7,6 +7,8 @@
     DynamicQuantizeMatMul(x, q, s, z, b) x·W_q + b, with an activation site of its own
     MatMulInteger(codes of x, q)         x·(q − z)/t, of which t·s makes x·W_q
 
+Operators that carry all scales with them are in `quantized_products.py`.
+
 Codes pass through operators that commute with rounding. Nothing is known of what saturates: codes of x stand for x and
 not for max(x, 0), whatever their zero point. Sites exist in the rewritten network only: in the original the same
 operators are what they compute, and those of the rewritten that equal them are no sites.
@@ -208,8 +210,9 @@ def weight(walk: Walk, grid: Grid, name: str) -> Dequantized | None:
     return constant
 
 
-def activation(walk: Walk, node: ir.Node, scheme: Scheme) -> None:
-    value = node.inputs[0]
+def activation(walk: Walk, node: ir.Node, scheme: Scheme, rounded: ir.Value | None = None) -> None:
+    """Enter the rounding of a node's first operand, or of `rounded`, in the list of sites."""
+    value = rounded or node.inputs[0]
     name = "" if value is None else value.name or ""
     walk.table.activations.append(Site(name, "activation", walk.node, scheme.text, scheme.scale))
 
@@ -342,7 +345,7 @@ def quantize_linear(walk, node, operands):
     scheme = static_scheme(type_, scaling, zero, axis, block, form.rank)
     if scheme is None or form.kind != "f":
         return None
-    walk.table.pin(_constants(scaling, zero), walk.node)
+    pinned(walk, scaling, zero)
     if isinstance(x, Constant):
         return _rounded(x, scheme, *_constants(scaling, zero))
     activation(walk, node, scheme)
@@ -351,6 +354,11 @@ def quantize_linear(walk, node, operands):
 
 def _constants(*values: Value | None) -> list[Constant]:
     return [value for value in values if isinstance(value, Constant)]
+
+
+def pinned(walk: Walk, *values: Value | None) -> None:
+    """Note that scales and zero points are used as they were shipped."""
+    walk.table.pin(_constants(*values), walk.node)
 
 
 def _rounded(x: Constant, scheme: Scheme, scaling: Constant, zero: Constant | None = None) -> Constant | None:
@@ -381,7 +389,7 @@ def dequantize_linear(walk, node, operands):
     scheme = static_scheme(codes.scheme.type, scaling, zero, axis, block, codes.of.rank)
     if scheme is None or scheme.key != codes.scheme.key:
         return None
-    walk.table.pin(_constants(scaling, zero), walk.node)
+    pinned(walk, scaling, zero)
     return codes.of
 
 
@@ -622,4 +630,17 @@ def gather_block_quantized(walk, node, operands):
     return None if constant is None else RULES["", "Gather"](walk, _rows_of(), [constant, indices])
 
 
-__all__ = ["COMMUTING", "OPERATORS", "Codes", "results"]
+__all__ = [
+    "COMMUTING",
+    "CONTRIB",
+    "OPERATORS",
+    "Codes",
+    "Part",
+    "activation",
+    "integer_product",
+    "linear",
+    "operator",
+    "pinned",
+    "results",
+    "static_scheme",
+]

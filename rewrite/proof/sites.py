@@ -459,8 +459,10 @@ def combined(site: Dequantized, parts: list[Measure]) -> Measure | None:
     return total
 
 
-def as_site(site: Dequantized, node: str, measure: Measure, saturation: str = "none") -> Site:
-    """A weight site with its errors. A sum of n squares in any order is off by n·2⁻⁵³ of itself."""
+def as_site(site: Dequantized, node: str, measure: Measure | None, saturation: str = "none") -> Site:
+    """A weight site with its errors, where these are known. A sum of n squares in any order is off by n·2⁻⁵³."""
+    if measure is None:
+        return Site(site.name, "weight", node, site.grid.text, site.grid.scale, saturation=saturation)
     relative = measure.relative
     unit = site.size * 2.0**-53
     lost = (measure.lost / math.sqrt(measure.total) if measure.total else 0.0) + 2 * unit * relative
