@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -32,6 +32,7 @@ def errors(quantized: Quantized, weight: np.ndarray, importance: np.ndarray | No
     return np.add.reduceat(squares, starts, axis=0)
 
 
+@settings(max_examples=40)
 @given(
     arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.floats(-9, 9, width=32)),
     st.sampled_from(FORMATS),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewrite.errors import RequestError
@@ -119,6 +119,7 @@ def test_never_worse_than_nearest_on_the_calibration_data(kind: str, form: Forma
         assert np.all(ours <= theirs + lost)
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 12), st.integers(0, 2**31), st.sampled_from(FORMATS))
 def test_never_worse_on_small_matrices(rows: int, columns: int, samples: int, seed: int, form: Format) -> None:
     rng = np.random.default_rng(seed)

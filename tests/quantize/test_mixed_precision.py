@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,7 @@ def tables(seed: int, weights: int, whole: bool = True) -> tuple[Table, Table]:
     return effects, costs
 
 
-def total(table: Table, bits: dict[str, int]) -> float:
+def total(table: Table, bits: Mapping[str, int]) -> float:
     return sum(table[name][each] for name, each in bits.items())
 
 

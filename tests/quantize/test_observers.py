@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -35,6 +35,7 @@ def state(found: Histogram) -> tuple[object, ...]:
     return found.counts.tolist(), found.zeros, found.exponent, found.low, found.high
 
 
+@settings(max_examples=40)
 @given(tables, st.lists(st.integers(0, 8), max_size=4), st.randoms())
 def test_a_histogram_is_the_same_however_rows_are_cut_and_ordered(rows: np.ndarray, cuts: list[int], random) -> None:
     whole, parts = histogram(rows, 16), Histogram(16)
@@ -45,6 +46,7 @@ def test_a_histogram_is_the_same_however_rows_are_cut_and_ordered(rows: np.ndarr
     assert state(parts) == state(whole)
 
 
+@settings(max_examples=40)
 @given(tables)
 def test_a_histogram_counts_what_its_bins_hold(rows: np.ndarray) -> None:
     """By exact division; and half the width would not have held them."""
@@ -69,6 +71,7 @@ def test_a_histogram_grows_over_all_magnitudes() -> None:
     assert np.all(np.isfinite(found.centres()))
 
 
+@settings(max_examples=40)
 @given(tables, st.integers(0, 8))
 def test_a_range_is_that_of_each_channel(rows: np.ndarray, cut: int) -> None:
     found = Range(rows.shape[1])
@@ -158,6 +161,7 @@ def samples(kind: str, size: int = 20000) -> np.ndarray:
 SAMPLES = ("normal", "relu", "skewed", "negative", "heavy", "outlier")
 
 
+@settings(max_examples=40)
 @given(tables.filter(lambda rows: np.abs(rows).max() < 1e38), st.sampled_from(KINDS), st.sampled_from(METHODS))
 def test_zero_is_exact_and_parameters_are_usable(rows: np.ndarray, kind: tuple[bool, bool], method: str) -> None:
     signed, symmetric = kind

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -34,6 +34,7 @@ weights = arrays(
 )
 
 
+@settings(max_examples=40)
 @given(weights, st.sampled_from(FORMATS))
 def test_no_error_is_larger_than_half_a_step(weight: np.ndarray, form: Format) -> None:
     quantized = round_to_nearest(weight, form)
@@ -45,6 +46,7 @@ def test_no_error_is_larger_than_half_a_step(weight: np.ndarray, form: Format) -
     assert np.all(np.abs(quantized.values() - weight) / scales <= 0.5 + SLACK)
 
 
+@settings(max_examples=40)
 @given(weights, st.sampled_from(FORMATS))
 def test_zero_stays_zero_and_signs_stay(weight: np.ndarray, form: Format) -> None:
     values = round_to_nearest(weight, form).values()
