@@ -1,18 +1,22 @@
 """Quality, size and latency of quantized networks: our recipes against the quantizers of others, in one run.
 
     python benchmarks/quantize.py --networks bytegpt bytegpt+outliers --folder OUT --json quantize.json
-    python benchmarks/quantize.py --latency gpt2-small --folder OUT --json latency.json
+    python benchmarks/quantize.py --latency --folder OUT --json latency.json
 
 Every method gets the same calibration data, all of it training data, and a float model: others get two, the exporter's
 (`plain`, opset 18, attention written out) and our rewritten one (`ours`, so that what is left is the quantizing).
-Quality is measured on held-out data: bits per byte of a language model, accuracy and bits per image (cross-entropy) of
-a classifier. Latency is one sequence of 128 or one image, one thread, no spinning, all sessions of a network in one
-process in turn, medians; as a ratio to the faster float artifact. Both clocks are kept: the wall's, and the thread's own
-time, which moves less where other processes want the cores and is what ratios and verdicts are of.
+Quality is measured on held-out data: bits per byte of a language model, accuracy and bits per image (cross-entropy)
+of a classifier. Latency is one sequence of 128 or one image, one thread, no spinning, all sessions of a network in
+one process in turn, medians; as a ratio to the faster float artifact. Both clocks are kept: the wall's, and the
+thread's own time, which moves less where other processes want the cores and is what verdicts are of.
 
 A verdict is on a network and a format, as the recipes name it. Each of others' artifacts must be matched by one of ours
 of that format: not worse by more than two standard errors of the paired difference over the held-out items, and not
 slower by more than `SLOWER`. What is not matched is listed.
+
+`--latency` measures a network in the shape of GPT-2 small with random weights instead, of which there is no quality:
+at 128 tokens, and at one, as a decoder with a cache has it at every step. Captures have no cache, so one token here
+attends to itself alone, and what is timed is the matrices, the logits' included.
 """
 
 from __future__ import annotations
@@ -193,7 +197,7 @@ def _asked(interpreter: str, start: Path, calibration: Path, wanted: list[str]) 
     return answers
 
 
-# ------------------------------------------------------------------------------------------------------- what is measured
+# ----------------------------------------------------------------------------------------------------- what is measured
 
 
 def session_of(folder: Path) -> Any:
@@ -259,6 +263,44 @@ def timings(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int)
     }
 
 
+TARGETS = (("int8-dynamic", 128, 1.8), ("int8-static", 128, 1.8), ("int4-weight", 1, 2.0))
+"""How many times faster than the faster float artifact a format is to be, at how many tokens."""
+
+
+def latencies(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """GPT-2's artifacts with their latency at 128 tokens and at one; prints them and how the targets are met."""
+    name = networks.GPT2
+    made = build(name, arguments.folder / name, arguments)
+    running = {str(index): one for index, one in enumerate(made) if "failure" not in one}
+    folders = {key: one["folder"] for key, one in running.items()}
+    for one in running.values():
+        one["bytes"] = size_of(Path(one["folder"]))
+    for length in (128, 1):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            times = pool.submit(timings, folders, networks.one_input(name, length), arguments.rounds).result()
+        for clock in ("wall", "cpu"):
+            floats = [key for key, one in running.items() if one["format"] == "float"]
+            base = min(times[key][f"{clock}_us"] for key in floats)
+            for key, one in running.items():
+                one |= {f"{clock}_us_{length}": times[key][f"{clock}_us"]}
+                one |= {f"{clock}_times_{length}": base / times[key][f"{clock}_us"]}
+    titles = [f"{length} token{'s' * (length > 1)}, CPU ms | float ÷ it | wall: float ÷ it" for length in (128, 1)]
+    print(f"| format | method | of | MB | {' | '.join(titles)} |")
+    print("|" + "---|" * 10)
+    for one in running.values():
+        cells = [one["format"], one["method"], one["source"], f"{one['bytes'] / 1e6:.1f}"]
+        for length in (128, 1):
+            cells += [f"{one[f'cpu_us_{length}'] / 1e3:.2f}", f"{one[f'cpu_times_{length}']:.2f}"]
+            cells += [f"{one[f'wall_times_{length}']:.2f}"]
+        print(f"| {' | '.join(cells)} |")
+    for form, length, target in TARGETS:
+        ours = [one for one in running.values() if one["format"] == form and one["source"] == "recipe"]
+        reached = max((one[f"cpu_times_{length}"] for one in ours), default=0.0)
+        said = "holds" if reached >= target else "DOES NOT HOLD"
+        print(f"{form} at {length} tokens: {reached:.2f} times float, {target} wanted: {said}")
+    return made
+
+
 def size_of(folder: Path) -> int:
     """Bytes of a model and its weights."""
     return sum(file.stat().st_size for file in folder.glob("model.onnx*"))
@@ -296,7 +338,7 @@ def measured(name: str, made: list[dict[str, Any]], arguments: argparse.Namespac
     return made
 
 
-# -------------------------------------------------------------------------------------------------------------- verdicts
+# ------------------------------------------------------------------------------------------------------------- verdicts
 
 
 def worse_by(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
@@ -377,6 +419,7 @@ def show(entry: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=[*NETWORKS, *(name + networks.OUTLIERS for name in NETWORKS)])
+    parser.add_argument("--latency", action="store_true", help="of a network in GPT-2 small's shape, and no quality")
     parser.add_argument("--methods", nargs="+", default=[""], help="others' methods whose names contain one of these")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="our recipes")
     parser.add_argument("--calibration", type=int, default=16, help="sets of inputs: windows, or eight images each")
@@ -391,8 +434,9 @@ def main() -> int:
     arguments = parser.parse_args()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name in arguments.networks:
-            folder = (arguments.folder or Path(temporary)) / name
+        arguments.folder = arguments.folder or Path(temporary)
+        for name in () if arguments.latency else arguments.networks:
+            folder = arguments.folder / name
             made = measured(name, build(name, folder, arguments), arguments)
             results.append({"network": name, "artifacts": made, "verdicts": verdicts(name, made)})
             for one in made:
@@ -401,6 +445,11 @@ def main() -> int:
             print(table(name, made), flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(results, indent=1))
+        if arguments.latency:
+            found = latencies(arguments)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(found, indent=1))
+            return 0
     lines = [show(entry) for result in results for entry in result["verdicts"]]
     print("\n" + "\n".join(lines))
     if arguments.markdown:

@@ -5,7 +5,7 @@ scaled up and the rows that read them down, by our own equivalences (`smooth` ba
 around a ReLU). The factors are powers of two, so that nothing is rounded: the variant's outputs are bit by bit those of
 the original, which is checked.
 
-    OUTLIERS = "+outliers": the name of a variant is that of its checkpoint and this
+The name of a variant is that of its checkpoint and `OUTLIERS`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from rewrite.proof.transforms import Scaling
 from rewrite.rule import Applied, Change, Pass, Requirement, apply_pass
 
 OUTLIERS = "+outliers"
+GPT2 = "gpt2-small"
+"""A network in the shape of GPT-2 small with random weights, which only latency is measured of."""
 LOW, HIGH = 32, 512
 """Between which powers of two a channel is scaled up."""
 
@@ -83,7 +85,9 @@ def is_language(name: str) -> bool:
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    """The checkpoint of a network; that of a variant is written under `folder` first."""
+    """The checkpoint of a network; that of a variant, or of GPT-2, is written under `folder` first."""
+    if name == GPT2:
+        return _gpt2(folder / "checkpoint")
     shipped = CHECKPOINTS / name.removesuffix(OUTLIERS)
     if name == shipped.name:
         return shipped
@@ -182,7 +186,12 @@ def _same(first: Any, second: Any, inputs: dict[str, Any]) -> bool:
 
 
 def calibration(name: str, count: int) -> list[dict[str, np.ndarray]]:
-    """`count` sets of inputs made of training data: windows of 256 bytes, or eight images each."""
+    """`count` sets of inputs made of training data: windows of 256 bytes, or eight images each.
+
+    Of GPT-2, which was trained on nothing: random tokens.
+    """
+    if name == GPT2:
+        return [_tokens(128, seed) for seed in range(1, count + 1)]
     if is_language(name):
         data = byte_data.corpus("train")
         starts = np.linspace(0, len(data) - byte_data.CONTEXT - 1, count).astype(int)
@@ -207,16 +216,21 @@ def held_out(name: str, count: int) -> list[tuple[dict[str, np.ndarray], np.ndar
 
 def one_input(name: str, length: int = 128) -> dict[str, np.ndarray]:
     """What latency is measured on: one sequence or one image of the held-out data."""
+    if name == GPT2:
+        return _tokens(length, 0)
     inputs = held_out(name, 1)[0][0]
     return {key: array[:1, :length] if array.ndim == 2 else array[:1] for key, array in inputs.items()}
 
 
-def save_gpt2_small(folder: Path) -> Path:
-    """The checkpoint of a network in the shape of GPT-2 small, with random weights (seed 0), under `folder`."""
+def _tokens(length: int, seed: int) -> dict[str, np.ndarray]:
+    tokens = np.random.default_rng(seed).integers(0, 50257, (1, length))
+    return {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+
+
+def _gpt2(made: Path) -> Path:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    made = folder / "checkpoint"
     if not made.exists():
         torch.manual_seed(0)
         GPT2LMHeadModel(GPT2Config(use_cache=False)).save_pretrained(made)

@@ -290,7 +290,7 @@ def _compressor_methods() -> Iterator[tuple[str, Method]]:
         yield f"onc-static-smooth-{alpha}-per-channel", Method("int8-static", "onc", partial(_onc_smooth, alpha=alpha))
 
 
-# ----------------------------------------------------------------------------------------------------------------- Olive
+# ---------------------------------------------------------------------------------------------------------------- Olive
 
 
 def _olive(source: Path, target: Path, sets: Sets, name: str, **options: Any) -> None:
