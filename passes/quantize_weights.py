@@ -51,6 +51,9 @@ from rewrite.rule import Breach, Change, Pass, Requirement
 
 METHODS = ("best", "nearest", "clipped", "gptq")
 
+BUDGETS = ("budget_bits", "budget_bytes", "budget_ns")
+"""Options of which one may bound what all weights cost together."""
+
 
 def _has_kernel(rule: QuantizeWeights, site: WeightSite) -> Breach | None:
     lacking = kernel("weights-int8" if rule.accuracy_level == 4 else "weights")(rule, site)
@@ -65,6 +68,11 @@ def _has_kernel(rule: QuantizeWeights, site: WeightSite) -> Breach | None:
 
 
 def _has_data(rule: QuantizeWeights, site: WeightSite) -> Breach | None:
+    if rule.budget and not rule.effects:
+        return Breach(
+            site.reader,
+            f"what it does to the outputs was not measured, which {rule.budget} goes by: give calibration data",
+        )
     if rule.method == "gptq" and _moments(rule, site) is None:
         return Breach(
             site.reader, "gptq needs calibration data, and nothing was measured of what is multiplied with it"
@@ -84,6 +92,11 @@ class QuantizeWeights(Pass[WeightSite]):
     share a scale (a power of two from 16), `symmetric` leaves out zero points, `method` and `accuracy_level` as above.
     `rank` of the correction, 0 for none. `minimum` entries are worth it; `keep` are patterns of weights' names that
     stay. `kernels`: what the target has. `statistics`: what calibration measured.
+
+    Under a budget the bits of each weight are chosen by what each does to the outputs (`rewrite.mixed_precision`):
+    `budget_bits` on average, `budget_bytes` in all, scales and corrections counted, or `budget_ns` for one row, by the
+    target's `multiply_ns` for an entry (by bits and accuracy level, 0 bits for floating point). `effects`: what was
+    measured.
     """
 
     bits: int = 4
@@ -95,6 +108,11 @@ class QuantizeWeights(Pass[WeightSite]):
     minimum: int = 4096
     keep: tuple[str, ...] = ()
     layer_bits: Mapping[str, int] = field(default_factory=dict[str, int])
+    budget_bits: float | None = None
+    budget_bytes: float | None = None
+    budget_ns: float | None = None
+    multiply_ns: Mapping[tuple[int, int], float] | None = None
+    effects: Mapping[str, Mapping[int, float]] = field(default_factory=dict[str, Mapping[int, float]])
     kernels: frozenset[str] | None = None
     statistics: Mapping[str, Moments] | None = None
 
@@ -112,7 +130,14 @@ class QuantizeWeights(Pass[WeightSite]):
             raise TypeError(f"no method {self.method!r}: one of {', '.join(METHODS)}")
         if self.accuracy_level not in (0, 4):
             raise TypeError(f"accuracy_level {self.accuracy_level}: 0 (float32) or 4 (int8)")
+        if sum(getattr(self, name) is not None for name in BUDGETS) > 1:
+            raise TypeError(f"one budget of {', '.join(BUDGETS)}")
         object.__setattr__(self, "keep", tuple(self.keep))
+
+    @property
+    def budget(self) -> str:
+        """The name of the budget that is given, or nothing."""
+        return next((name for name in BUDGETS if getattr(self, name) is not None), "")
 
     def bits_of(self, site: WeightSite) -> int:
         return self.layer_bits.get(site.name, self.bits)
@@ -163,7 +188,12 @@ class QuantizeWeights(Pass[WeightSite]):
             for part, array in arrays.items():
                 array = array if array.dtype == np.uint8 else array.astype(dtype, copy=False)
                 edit.made[f"{label}.{part}"] = edit.initializer(f"{label}.{part}", array)
+            change.program.steps[edit.made[f"{label}.codes"].name or ""] = spread.declared
             change.notes.append(f"{self.bits_of(site)} bits, blocks of {self.block}: {spread}")
+            if site.name in self.effects:
+                alone = ", ".join(f"{bits} bits {error:.2g}" for bits, error in self.effects[site.name].items() if bits)
+                budget = f"{self.budget} {getattr(self, self.budget):g}" if self.budget else "a budget"
+                change.notes.append(f"chosen under {budget}; outputs off by itself at {alone}")
         stored = {part: edit.made[f"{label}.{part}"] for part in parts if f"{label}.{part}" in edit.made}
         change.changed.update({value.name or "": site.name for value in stored.values()})
         return stored
@@ -193,5 +223,7 @@ class QuantizeWeights(Pass[WeightSite]):
             if self.rank:
                 error = exact - quantized.values()
                 arrays["A"], arrays["B"] = correction(error, self.rank, None if moments is None else moments.matrix)
+                dtype = (site.constant.dtype or ir.DataType.FLOAT).numpy()
+                exact = exact - np.matmul(*(arrays[letter].astype(dtype).astype(np.float64) for letter in "AB"))
             spread.add(exact, quantized)
         return arrays, spread

@@ -26,11 +26,24 @@ def calibrated(
     """`rule` with what it asks for measured on `program` as it is now; `rule` itself where it asks for nothing or has
     its numbers already.
 
-    `inputs` are sets of graph inputs, each evaluated once in float64; `progress` is told how many are done. Raises what
-    `channel_statistics` and `observe` raise.
+    `inputs` are sets of graph inputs, each evaluated once in float64; `progress` is told how many are done. A pass with
+    a budget then chooses by what each of its sites does to the outputs. Raises what `channel_statistics`, `observe` and
+    `with_chosen_bits` raise.
     """
-    if getattr(rule, "statistics", None) is not None:
-        return rule
+    found = _measured(rule, program, inputs, progress) if getattr(rule, "statistics", None) is None else rule
+    if getattr(found, "budget", "") and not getattr(found, "effects", None):
+        from rewrite.mixed_precision import with_chosen_bits
+
+        return with_chosen_bits(found, program, inputs, progress)  # type: ignore[arg-type]
+    return found
+
+
+def _measured(
+    rule: Pass[Any],
+    program: Program,
+    inputs: Iterable[Mapping[str, np.ndarray]],
+    progress: Callable[[str], None] | None,
+) -> Pass[Any]:
     from rewrite.check.statistics import channel_statistics, observe
 
     measured: Any = rule  # every pass is a dataclass, which its base class cannot say

@@ -204,7 +204,7 @@ def _priced(passes: Sequence[Pass[Any]], target: Target) -> list[Pass[Any]]:
     for each in passes:
         options: Any = each
         defaults = {option.name: option.default for option in fields(options)} if is_dataclass(each) else {}
-        known = {**target.costs, "kernels": target.kernels}
+        known = {**target.costs, "kernels": target.kernels, "multiply_ns": target.multiply_ns}
         left = [name for name in known if name in defaults and defaults[name] == getattr(each, name)]
         priced.append(replace(options, **{name: known[name] for name in left}) if left else each)
     return priced

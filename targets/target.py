@@ -59,6 +59,9 @@ class Target(ABC):
     costs: Mapping[str, float] = {}
     """What its kernels take, by the names of the passes' options (`norm_ns` of center-residual): nanoseconds for each
     number of the value they work on. Where a pass has such an option and it was not set, it decides by these."""
+    multiply_ns: Mapping[tuple[int, int], float] = {}
+    """What an entry of a matrix takes where one row is multiplied with it, by bits and accuracy level (floating point
+    is 0 and 0); empty where nothing was measured."""
     kernels: frozenset[str] = frozenset()
     """What it multiplies in few bits with, by the names of `rewrite.quantize_rule`."""
 

@@ -156,6 +156,8 @@ def test_a_target_says_what_its_kernels_cost() -> None:
 
     class Dear:
         costs = {"centring_ns": 7.0, "norm_ns": 2.0}
+        multiply_ns = {(0, 0): 1.0}
+        kernels = frozenset(("weights",))
 
     assert _priced([CenterResidual(norm_ns=1.0)], Dear()) == [CenterResidual(norm_ns=1.0, centring_ns=7.0)]
     for target in TARGETS:
