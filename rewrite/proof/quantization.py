@@ -27,9 +27,9 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.proof import forms
-from rewrite.proof.accumulators import sums
+from rewrite.proof.accumulators import LARGEST_SUM, sums
 from rewrite.proof.chains import Exact
-from rewrite.proof.constants import Array, Constant, blocks, permuted, reshaped
+from rewrite.proof.constants import Array, Constant, Permuted, blocks, permuted, reshaped
 from rewrite.proof.forms import Form, form_of
 from rewrite.proof.rules import RULES, attribute, integers, matmul
 from rewrite.proof.sites import Dequantized, Grid, Linear, Packed, Rounded, Site, packed, type_name
@@ -52,6 +52,9 @@ def operator(name: str, *domains: str) -> Callable[..., Any]:
 
     return register
 
+
+LARGEST_COUNT = LARGEST_SUM // 255**2
+"""Products of two codes of 8 bits of which the sum fits into 32 bits."""
 
 COMMUTING = frozenset(
     "Identity Reshape Transpose Squeeze Unsqueeze Flatten Slice Split Gather Expand Concat MaxPool".split()
@@ -109,6 +112,18 @@ class Accumulated(Coded):
     grid: Linear
     axis: int
     shape: forms.Shape
+    fallback: Callable[[], Form]
+
+    def plain(self, walk: Walk) -> Form:
+        return self.fallback()
+
+
+@dataclass(frozen=True, eq=False)
+class Paired(Coded):
+    """Sums of products of the codes of two values over both scales (`of` is the product), or both scales (None)."""
+
+    schemes: frozenset[Scheme]
+    of: Form | None
     fallback: Callable[[], Form]
 
     def plain(self, walk: Walk) -> Form:
@@ -175,10 +190,10 @@ def _shared(walk: Walk, node: ir.Node, domain: str, operands: Sequence[Value | N
 def _through(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value] | None:
     """Codes of f(x) for an operator f that commutes with rounding, on codes of x of one scale."""
     codes = [operand for operand in operands if isinstance(operand, Codes)]
-    if node.op_type == "Cast" and len(operands) == 1 and isinstance(operands[0], Accumulated):
+    if node.op_type == "Cast" and len(operands) == 1 and isinstance(operands[0], Accumulated | Paired):
         return [operands[0]] if walk.kind_of_dtype(attribute(node, "to", 0)) == "f" else None
     if node.op_type == "Mul":
-        return _scaled(walk, operands)
+        return _scaled(walk, node, operands)
     first = codes[0] if codes and operands[0] is codes[0] else None
     if node.op_type not in COMMUTING or first is None or first.scheme.axis is not None:
         return None
@@ -225,10 +240,16 @@ def linear(
     zero: Value | None,
     axis: int | None,
     block: int = 0,
-) -> Dequantized | None:
+) -> Constant | None:
     """The weight site of codes with one scale, a scale for each entry of `axis`, or for each block of them."""
     if not isinstance(scaling, Constant) or not (zero is None or isinstance(zero, Constant)):
         return None
+    if isinstance(codes, Permuted) and not block:
+        # Codes are named as they are stored, so that what is read in two layouts is one constant.
+        rank = len(codes.shape)
+        own = None if axis is None or not -rank <= axis < rank else codes.permutation[axis % rank]
+        inner = linear(walk, node, codes.inner, scaling, zero, own)
+        return None if inner is None else permuted(inner, codes.permutation)
     grid = _grid(codes, scaling, zero, axis, block)
     return None if grid is None else weight(walk, grid, node.outputs[0].name or "")
 
@@ -465,7 +486,7 @@ def dynamic_quantize_matmul(walk, node, operands):
     if walk.side != "rewritten" or not isinstance(codes, Constant) or isinstance(x, Coded) or len(codes.shape) != 2:
         return None
     constant = linear(walk, node, codes, scaling, zero, 1)
-    if constant is None:
+    if not isinstance(constant, Dequantized):
         return None
     integer_product(walk, constant)
     activation(walk, node, Scheme((), f"{DYNAMIC}, in the kernel", "uint8"))
@@ -480,6 +501,8 @@ def _with_bias(walk: Walk, result: Form | None, bias: Value | None) -> Form | No
 def matmul_integer(walk, node, operands):
     a, b = operands[:2]
     zero, own = (*operands[2:], None, None)[:2]
+    if isinstance(a, Codes) and isinstance(b, Codes) and _own_zero(a, zero) and _own_zero(b, own):
+        return _paired(walk, node, operands, a, b)
     if not isinstance(a, Codes) or not isinstance(b, Constant) or len(b.shape) != 2 or not _own_zero(a, zero):
         return None
     grid = _unscaled(b, own, 1)
@@ -520,8 +543,32 @@ def _accumulated(walk, node, operands, codes: Codes, grid: Linear, axis: int, ma
     return Accumulated(codes.scheme, made, grid, axis, shape, lambda: walk.form(walk.applied(node, plain)[0]))
 
 
-def _scaled(walk: Walk, operands: Sequence[Value | None]) -> Sequence[Value] | None:
+def _paired(walk: Walk, node: ir.Node, operands: Sequence[Value | None], a: Codes, b: Codes) -> Paired | None:
+    """a·b of the codes of two values."""
+    product = matmul(walk, a.of, b.of)
+    if product is None or a.scheme == b.scheme:
+        return None
+    count = a.of.shape[-1].constant
+    if count is None:
+        walk.table.declared.add(f"sums of at most {LARGEST_COUNT} products of codes")
+    elif count > LARGEST_COUNT:
+        walk.table.overflows.setdefault(walk.node, f"sums of {count} products of codes may not fit into 32 bits")
+    plain = [operand.plain(walk) if isinstance(operand, Coded) else operand for operand in operands]
+    schemes = frozenset((a.scheme, b.scheme))
+    return Paired(schemes, product, lambda: walk.form(walk.applied(node, plain)[0]))
+
+
+def _scaled(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> Sequence[Value] | None:
     """The scale of codes times a constant, and sums of products of codes times both scales."""
+    scales = [each for each in operands if isinstance(each, Part) and each.name == "scale" and each.factor is None]
+    if len(scales) == 2:
+        plain = [each.plain(walk) for each in scales]
+        both = frozenset(each.scheme for each in scales)
+        return [Paired(both, None, lambda: walk.form(walk.applied(node, plain)[0]))]
+    pairs = [each for each in operands if isinstance(each, Paired)]
+    if len(pairs) == 2:
+        made = [each.of for each in pairs if each.of is not None]
+        return list(made) if len(made) == 1 and pairs[0].schemes == pairs[1].schemes else None
     for one, other in (operands, operands[::-1]):
         if isinstance(one, Part) and one.name == "scale" and one.factor is None and isinstance(other, Constant):
             return [Part("scale", one.scheme, one.of, other)]

@@ -74,7 +74,7 @@ def _given(operands: Sequence[Value | None], count: int) -> list[Value | None]:
 
 def _factor(
     walk: Walk, node: ir.Node, codes: Value | None, scaling: Value | None, zero: Value | None, axis: int
-) -> Dequantized | Form | None:
+) -> Constant | Form | None:
     """The right factor of a product: a weight, or what other codes stand for."""
     if isinstance(codes, Constant):
         return linear(walk, node, codes, scaling, zero, axis)
@@ -101,7 +101,7 @@ def qlinear_conv(walk, node, operands):
         return None
     kernel = linear(walk, node, w, scale_w, zero_w, 0)
     added = _bias(walk, node, bias, scale_x, scale_w)
-    if kernel is None or (added is None and bias is not None):
+    if not isinstance(kernel, Dequantized) or (added is None and bias is not None):
         return None
     integer_product(walk, kernel, bias=bias if isinstance(bias, Constant) else None)
     return written(walk, node, _form(RULES["", "Conv"](walk, node, [left, kernel, added])), scale_y, zero_y)
@@ -113,7 +113,7 @@ def _form(value: object) -> Form | None:
 
 def _bias(
     walk: Walk, node: ir.Node, bias: Value | None, scale_a: Value | None, scale_b: Value | None
-) -> Dequantized | None:
+) -> Constant | None:
     """int32 codes of which a step is a step of both factors."""
     if not isinstance(bias, Constant) or not isinstance(scale_a, Constant) or not isinstance(scale_b, Constant):
         return None
