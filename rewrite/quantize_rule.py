@@ -276,12 +276,11 @@ def int8_weight(
         for taken in blocks if per_channel else [slice(0, count)]:
             exact = _matrix(site, taken, filters)
             quantized = clip_by_error(exact, form) if clip else round_to_nearest(exact, form)
+            if least is not None and np.any(quantized.scales[0] < least[taken]):
+                grown = np.maximum(quantized.scales[0].astype(np.float64), least[taken])[None]
+                quantized = coded(exact, stored_scale(grown), np.zeros_like(grown), form)
             if saturation_free and int(pair_excess(quantized.codes).max(initial=0)) > SAFE_PAIR:
                 quantized = unsaturated(exact, form, quantized)
-            if least is not None and np.any(wide := quantized.scales[0] < least[taken]):
-                # Larger scales make smaller codes: what was safe stays so, but for their rounding.
-                grown = np.where(wide, least[taken], quantized.scales[0])[None].astype(np.float64)
-                quantized = coded(exact, stored_scale(grown), np.zeros_like(grown), form)
             if filters:
                 codes[taken] = _as_filters(quantized.codes, (quantized.codes.shape[1], *site.shape[1:]))
             else:
