@@ -20,7 +20,7 @@ ONNX Runtime, docs/ContribOperators.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from rewrite.proof.chains import Exact
 from rewrite.proof.constants import Array, Constant, Permuted, blocks, permuted, reshaped
 from rewrite.proof.forms import Form, form_of
 from rewrite.proof.rules import RULES, attribute, integers, matmul
-from rewrite.proof.sites import Dequantized, Grid, Linear, Packed, Rounded, Site, packed, type_name
+from rewrite.proof.sites import Dequantized, Grid, Linear, Measure, Packed, Rounded, Site, packed, type_name
 from rewrite.proof.transforms import Selection
 from rewrite.proof.values import Coded, Value
 
@@ -301,7 +301,9 @@ def integer_product(
 def _fused(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> None:
     """Note a product of dequantized codes of 8 bits on both sides, which a runtime computes in integers."""
     site = operands[1].stored if len(operands) > 1 and isinstance(operands[1], Constant) else None
-    value = node.inputs[0]
+    value, factor = node.inputs[:2]
+    if factor is not None and factor.name in walk.table.rounded:
+        site = walk.table.rounded[factor.name]
     reader = None if value is None else value.producer()
     if walk.side != "rewritten" or not isinstance(site, Dequantized) or reader is None:
         return
@@ -393,6 +395,8 @@ def _rounded(x: Constant, scheme: Scheme, scaling: Constant, zero: Constant | No
 def dequantize_linear(walk, node, operands):
     codes = operands[0]
     scaling, zero, axis, block = _asked(node, operands)
+    if isinstance(codes, Rounded):
+        return _rounded_again(walk, node, codes, scaling, zero, axis, block)
     if isinstance(codes, Constant):
         return linear(walk, node, codes, scaling, zero, axis, block)
     if isinstance(codes, Picked):
@@ -412,6 +416,38 @@ def dequantize_linear(walk, node, operands):
         return None
     pinned(walk, scaling, zero)
     return codes.of
+
+
+def _rounded_again(
+    walk: Walk,
+    node: ir.Node,
+    codes: Rounded,
+    scaling: Value | None,
+    zero: Value | None,
+    axis: int | None,
+    block: int,
+) -> Constant | None:
+    """Numbers that are stored as they are and rounded by the graph: these numbers, by at most the steps allowed."""
+    if not isinstance(scaling, Constant) or not (zero is None or isinstance(zero, Constant)):
+        return None
+    grid = _grid(codes, scaling, zero, axis, block)
+    stored = codes.stored
+    if grid is None or stored is None or walk.side != "rewritten":
+        return None
+    measure = Measure(codes)
+    for region in blocks(codes.shape):
+        exact = codes.inner.read(region)
+        off = np.abs(grid.values(region) - exact)
+        steps, total = off / grid.steps(region), float((exact**2).sum())
+        measure = measure + Measure(codes, float(steps.max(initial=0.0)), float((off**2).sum()), total)
+    allowed = walk.table.comparer.steps
+    if measure.steps > (1.0 if allowed is None else allowed(stored.name)):
+        return None
+    constant = weight(walk, grid, stored.name)
+    if constant is not None:
+        walk.table.measures[constant.key] = replace(measure, constant=constant)
+        walk.table.rounded[node.outputs[0].name or ""] = constant
+    return None if constant is None else codes.inner
 
 
 def _rows_of() -> ir.Node:

@@ -47,6 +47,7 @@ class Table:
     ulps: float = 0.0
     measures: dict[tuple[Any, ...], Measure] = field(default_factory=dict)
     sites: dict[tuple[Any, ...], tuple[Dequantized, str]] = field(default_factory=dict)
+    rounded: dict[str, Dequantized] = field(default_factory=dict)
     activations: list[Site] = field(default_factory=list)
     saturating: set[tuple[Any, ...]] = field(default_factory=set)
     overflows: dict[str, str] = field(default_factory=dict)
