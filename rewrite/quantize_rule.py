@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.ir.constants import is_overridable, weight_behind
-from rewrite.ir.edit import attribute_of, constant_of, is_operator, only_use, shape_of
+from rewrite.ir.edit import TRANSFORM, attribute_of, constant_of, is_operator, only_use, shape_of
 from rewrite.ir.program import Program
 from rewrite.ir.weights import Transpose, Weight, whole
 from rewrite.quantize.clipping import clip_by_error
@@ -144,6 +144,8 @@ def _not_kept(rule: object, site: WeightSite) -> Breach | None:
 
 def matrix_on_the_right(rule: object, site: WeightSite) -> Breach | None:
     node, rank = site.reader, len(site.shape)
+    if TRANSFORM in node.metadata_props:
+        return Breach(node, f"it computes {node.metadata_props[TRANSFORM]}, so that what follows is easier to quantize")
     if is_operator(node, "Gather", "GatherND"):
         return Breach(node, "rows of it are looked up, and nothing is multiplied")
     if is_operator(node, "Conv", "ConvTranspose"):
