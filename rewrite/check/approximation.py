@@ -36,7 +36,7 @@ from rewrite.check.places import (
     exact_matrix,
     find_sites,
     held_format,
-    matrix_behind,
+    original_matrix,
     roundings,
     stored_matrix,
     without_activation_rounding,
@@ -309,9 +309,9 @@ def measure_approximation(
     """Measure `quantized`, whose sites erased it is `exact`, on `sets` of inputs.
 
     `artifact` runs with `options` (the quantized graph itself, unoptimized, where absent). `original` is the network
-    before its transforms, for histograms. `reasons` says by a weight's name why it stayed in floating point, `declared`
-    are the proof's sites. Shares are measured of at most `max_sites` sites, those of the largest local error; the
-    runtime is judged on `judged` sets.
+    before its transforms, for histograms of activations. `reasons` says by a weight's name why it stayed in floating
+    point, `declared` are the proof's sites. Shares are measured of at most `max_sites` sites, those of the largest
+    local error; the runtime is judged on `judged` sets.
     """
     found = find_sites(exact, quantized)
     ran = quantized if artifact is None else artifact
@@ -322,7 +322,7 @@ def measure_approximation(
     walk = _Walk(exact, quantized, original, found, sets[:judged])
     total = sum(error for error in errors if error is not None)
     rows = [
-        _site_row(site, original, local[i], errors[i], total, walk) for i, site in enumerate(found)
+        _site_row(site, local[i], errors[i], total, walk) for i, site in enumerate(found)
     ]  # fmt: skip
     return Approximation(
         outputs=outputs,
@@ -738,7 +738,6 @@ def _activation(place: Place) -> str:
 
 def _site_row(
     site: ApproximateSite,
-    original: ir.Model | None,
     local: np.ndarray,
     error: float | None,
     total: float,
@@ -748,9 +747,7 @@ def _site_row(
     matrix, stored = exact_matrix(first), stored_matrix(first)
     weight_db, shown = math.nan, dict[str, np.ndarray | None]()
     if matrix is not None:
-        before = None if original is None else matrix_behind(original, first)
-        if before is not None and before.size == matrix.size:
-            shown[ORIGINAL] = before
+        shown[ORIGINAL] = original_matrix(first)
         shown[EXACT] = matrix
         if stored is not None and stored.shape == matrix.shape:
             shown[STORED] = stored

@@ -8,7 +8,7 @@ where a quantized operator is among them; a *site* is a weight with all places t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from rewrite.check.operators.quantization import dequantize_linear, dynamic_para
 from rewrite.check.reference import evaluate, evaluate_operator
 from rewrite.errors import UnsupportedOperatorError
 from rewrite.ir.edit import attribute_of, constant_of, is_operator
+from rewrite.ir.weights import Source, Weight, weight_of
 
 CONTRIBUTED = "com.microsoft"
 
@@ -162,21 +163,25 @@ def exact_matrix(place: Place) -> np.ndarray | None:
     return stored.T if stored is not None and stored.ndim == 2 and _is_turned(weight, place.exact) else stored
 
 
-def matrix_behind(original: ir.Model, place: Place) -> np.ndarray | None:
-    """What the value of the place's name is computed with in the network before its transforms, as it is stored there.
-
-    None where that is no single weight.
-    """
-    value = next((v for node in original.graph for v in node.outputs if v.name == place.partner.name), None)
-    if value is None:
+def original_matrix(place: Place) -> np.ndarray | None:
+    """The stored tensor that the exact weight was made of by transforms; None where that is no single one."""
+    if len(place.weights) != 1 or (tensor := place.weights[0].const_value) is None:
         return None
-    stops = {read.name: read for node in place.exact for read in node.inputs if read is not None and read.name}
-    found = [
-        np.asarray(each.const_value.numpy())
-        for each in _constants(_between(value, stops)[0])
-        if each.const_value is not None and len(each.const_value.shape) > 1
-    ]
-    return found[0] if len(found) == 1 else None
+    stored = [source.tensor for source in _sources(weight_of(tensor)) if source.tensor.size == tensor.size]
+    return np.asarray(stored[0].numpy()) if len(stored) == 1 else None
+
+
+def _sources(weight: Weight) -> Iterator[Source]:
+    """The stored tensors behind an expression."""
+    if isinstance(weight, Source):
+        inner = weight_of(weight.tensor)
+        yield from [weight] if isinstance(inner, Source) else _sources(inner)
+        return
+    for each in fields(weight):  # type: ignore[arg-type]
+        part = getattr(weight, each.name)
+        for inner in part if isinstance(part, tuple) else (part,):
+            if isinstance(inner, Weight):
+                yield from _sources(inner)
 
 
 def _is_turned(value: ir.Value, nodes: Sequence[ir.Node]) -> bool:
