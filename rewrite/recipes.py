@@ -24,6 +24,7 @@ RECIPES: dict[str, tuple[Step, ...]] = {
     "compress": (*_DEFAULT, "compress-residual"),
     "rotate": (*_DEFAULT, "rotate-residual", "rotate-heads", "rotate-online"),
     "smooth": (*_DEFAULT, "smooth", "equalize", "scale-heads"),
+    "reparameterize": (*_DEFAULT, "reparameterize-norm-scale"),
     "split": (*_DEFAULT, "split-outliers"),
     "int8-dynamic": (*_DEFAULT, "quantize-dynamic"),
     "int8-static": (*_DEFAULT, "quantize-static"),

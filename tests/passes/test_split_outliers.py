@@ -17,6 +17,7 @@ from rewrite.ir.program import Program
 from rewrite.ir.statistics import ChannelRange
 from rewrite.ir.weights import Constant, Scale
 from rewrite.passes import APPROXIMATIONS, QuantizeDynamic, QuantizeStatic, QuantizeWeights, SplitOutliers
+from rewrite.proof import prove
 from rewrite.rule import Applied, Refused, apply_pass
 
 BLOCK = """
@@ -107,6 +108,9 @@ def test_half_precision_stays_half_precision() -> None:
     assert {made[name].dtype for name in ("w.rest", "w.outliers", "x.kept")} == {ir.DataType.FLOAT16}
 
 
+STEPS = 1e3
+"""So many are allowed that none of the methods is refused for its errors."""
+
 QUANTIZING = [
     QuantizeDynamic(minimum=64),
     QuantizeStatic(minimum=64),
@@ -127,12 +131,30 @@ def test_the_rest_is_quantized_and_the_outliers_stay(rule) -> None:
         outcomes = apply_pass(prepared, calibrated(rule, prepared, [inputs]))
         exact, found = evaluate(before.model, inputs), evaluate(prepared.model, inputs)
         errors.append(max(np.linalg.norm(found[name] - exact[name]) for name in exact))
+        assert prove(before.model, prepared.model, steps=STEPS).verdict.kind == "EQUAL_MODULO"
     refused = {outcome.site: outcome.refusal for outcome in outcomes if isinstance(outcome, Refused)}
     assert sorted(refused) == ["k.outliers", "q.outliers"]
     assert all("the channels that hold outliers" in refusal.reason for refusal in refused.values())
     assert [outcome.site for outcome in outcomes if isinstance(outcome, Applied)] == ["q.rest", "k.rest"]
     # The outliers are fifty times as large, and set the steps of what they share a scale with.
     assert errors[1] < errors[0] / 4
+
+
+@pytest.mark.parametrize("rule", QUANTIZING, ids=lambda rule: rule.name)
+def test_mutants_of_what_is_quantized_are_rejected(rule) -> None:
+    before = network(BLOCK)
+    work, _ = split(before)
+    apply_pass(work, calibrated(rule, work, [inputs_of(before)]))
+    assert prove(before.model, work.model, steps=STEPS).verdict.holds
+    rows = stored(work, "q.outliers")
+    for wrong in (rows[::-1], rows * 1.001, np.zeros_like(rows)):
+        mutant = work.clone()
+        replace(mutant, "q.outliers", lambda _, wrong=wrong: Constant(wrong))
+        assert not prove(before.model, mutant.model, steps=STEPS).verdict.holds
+    for change in (other_channels, MUTANTS["the mask lets one channel less pass"]):
+        mutant = work.clone()
+        change(mutant)
+        assert not prove(before.model, mutant.model, steps=STEPS).verdict.holds
 
 
 def exchanged(after: Program) -> None:
