@@ -23,7 +23,8 @@ ELEMENTWISE = frozenset(
 
 LIKE_FIRST = frozenset(
     "Softmax LogSoftmax CumSum Trilu LayerNormalization RMSNormalization InstanceNormalization GroupNormalization "
-    "BatchNormalization ScatterND ScatterElements Hardmax LpNormalization RotaryEmbedding".split()
+    "BatchNormalization ScatterND ScatterElements Hardmax LpNormalization RotaryEmbedding QuantizeLinear "
+    "DequantizeLinear DynamicQuantizeLinear".split()
 )
 """Operators whose (first) result has the shape of their first operand."""
 

@@ -598,6 +598,9 @@ class Walk:
         """The kind of a result by the operator's signature, else as the original declares it."""
         if node.op_type == "Cast" and not local:
             return self.kind_of_dtype(node.attributes["to"].value)
+        if node.op_type == "DequantizeLinear" and not local:
+            # Of the type of its scale, which is a floating-point one.
+            return "f"
         if not local and node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
             schema = onnx.defs.get_schema(node.op_type, self._opset(), "")
             wanted = schema.outputs[min(index, len(schema.outputs) - 1)].type_str
