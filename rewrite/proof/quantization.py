@@ -150,6 +150,8 @@ def results(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> Sequ
     """What an operator on codes makes; None where it is none, or nothing is known of it but its name."""
     domain = "" if node.domain in ("", "ai.onnx") else node.domain
     apply = OPERATORS.get((domain, node.op_type))
+    if apply is not None and (domain, node.op_type) == ("", "Cast") and not _narrow(node):
+        apply = cast if isinstance(operands[0], Codes) else None
     coded = any(isinstance(operand, Coded) for operand in operands)
     if apply is None and not coded:
         if (domain, node.op_type) in (("", "MatMul"), ("", "Gemm"), ("", "Conv")):
@@ -468,12 +470,19 @@ def _gathered(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> Se
     return [Picked(table, indices, shape, lambda: walk.form(walk.applied(node, operands)[0]))]
 
 
+def _selects(node: ir.Node) -> bool:
+    if node.op_type != "Gather" or None in node.inputs[:2]:
+        return False
+    data, indices = node.inputs[:2]
+    return data is not None and not data.is_initializer() and indices is not None and indices.const_value is not None
+
+
 def _channels(walk: Walk, node: ir.Node, form: Form, indices: Constant) -> Form | None:
     """Channels that a product which was split reads, as a map of all of them: what it is a part of tells them apart.
 
-    Only where the original has no value of this name, of which it would have to be the same selection.
+    Only where the original selects nothing of the kind, of which it would have to be the same.
     """
-    if walk.partner is None or (node.outputs[0].name or "") in walk.partner.values or form.kind != "f":
+    if walk.partner is None or form.kind != "f" or any(map(_selects, walk.partner.model.graph)):
         return None
     size, places = form.shape[-1].constant if form.rank else None, integers(indices)
     axis = attribute(node, "axis", 0)
@@ -485,14 +494,19 @@ def _channels(walk: Walk, node: ir.Node, form: Form, indices: Constant) -> Form 
     return walk.mapped(form, -1, Exact(Selection(size, tuple(places))))
 
 
+def _narrow(node: ir.Node) -> bool:
+    """Whether a Cast is to floating point of fewer than 16 bits."""
+    to = ir.DataType(attribute(node, "to", 1))
+    return to.is_floating_point() and to.bitwidth < 16
+
+
 @operator("Cast")
 def cast(walk, node, operands):
     """To fewer than 16 bits of floating point, and back."""
     value, to = operands[0], ir.DataType(attribute(node, "to", 1))
     if isinstance(value, Codes):
         return value.of if walk.kind_of_dtype(to) == "f" and value.scheme.key[0] == "cast" else None
-    small = to.is_floating_point() and to.bitwidth < 16
-    if not small or walk.side != "rewritten" or not isinstance(value, Form) or value.kind != "f":
+    if walk.side != "rewritten" or not isinstance(value, Form) or value.kind != "f":
         return None
     name = to.name.lower()
     scheme = Scheme(("cast", name, attribute(node, "saturate", 1)), f"{name} per tensor", name, None, 1.0)

@@ -26,12 +26,29 @@ all) are exact.
 exact (other tools fold constants in float32, which rounds several times), or a layout that only the machine that wrote
 the file knows. A conversion never asks for it; whoever compares two files of others may accept it or not.
 
+**Codes.** A network that computes with codes is not the original, and EQUAL_MODULO(sites) says what it is besides
+them. The erasure theorem: replace every dequantized constant W_q = (q − z)·s by the exact Ŵ that the other constants
+leave to it, and every rounding of an activation to codes and back by nothing; then
+
+    erased(Ŵ)(x) = original(W)(x)      over the real numbers, for every input, as above.
+
+*A weight site* is measured: the largest |W_q − Ŵ| in steps (what one code is worth, the entry's scale) and
+‖W_q − Ŵ‖_F/‖Ŵ‖_F over all entries. Steps are no ulps: δ stays that of the constants stored as numbers. Rounding to
+nearest is within half a step and no convention of it beyond one; more is proved only where it was declared, and codes
+that are no closer to Ŵ than zeros never are. With a certificate, formats, scales and both errors are what it declares.
+*An activation site* is listed with its format, scale and zero point. How far rounding and saturation take a value is
+not claimed: codes of x stand for x, so that a Relu which only a saturation replaces is missing, and nothing is proved.
+A low-rank correction, or numbers beside codes that a mask or a selection tells apart, belong to the one site whose
+codes are adjusted. Sums of an integer kernel fit into 32 bits for all inputs, or nothing is proved; where sums of two
+products may leave 16 bits on processors without VNNI, the verdict names that condition (`accumulators.py`). Sites are
+those of the rewritten network: what the original rounds is part of what it computes.
+
 **The real numbers.** A value that does not exist in them (the logarithm of −1, 1/0) is undefined, and so is whatever
 is computed from it: what IEEE arithmetic makes of an infinity on its way to a finite output is not looked at.
 
 **What is not claimed.** That the rewritten network runs wherever the original does: an operator whose result it does
 not use may still refuse its operands there. Casts between floating-point types of 16 bits and more are identities; to
-fewer bits they are quantizations. Operators mean what they mean from opset 13 on.
+fewer bits they are sites. Operators mean what they mean from opset 13 on.
 
 **How it is proved.** Not by keeping a relation for each pair of values, as a change of basis is usually argued, but by
 one normal form (`forms.py`): every value of either graph is an affine expression over the results of nonlinear
