@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from rewrite.errors import RequestError
 from rewrite.ir.program import Program
 from rewrite.mixed_precision import WIDTHS, average_bits, chosen_bits, output_error, with_chosen_bits
 from rewrite.passes import QuantizeWeights
+from rewrite.proof import prove
+from rewrite.recipes import passes_of
 from rewrite.rule import Applied, Refused, apply_pass
 from rewrite.targets import TARGETS
 
@@ -162,6 +166,8 @@ def test_mixed_bits_are_better_than_the_same_for_all() -> None:
     assert all("chosen under budget_bits 5" in notes[name][1] for name in rule.layer_bits)
     held = {node.attributes["bits"].as_int() for node in work.model.graph if node.op_type == "MatMulNBits"}
     assert held == set(rule.layer_bits.values())
+    verdict = prove(given.model, work.model, steps=2.0).verdict
+    assert verdict.kind == "EQUAL_MODULO", verdict
 
 
 def test_bytes_count_what_is_stored() -> None:
@@ -216,6 +222,12 @@ def test_without_data_nothing_is_chosen() -> None:
     outcomes = apply_pass(given, replace(RULE, budget_bits=4.0))
     refused = [outcome.refusal for outcome in outcomes if isinstance(outcome, Refused)]
     assert [refusal.requirement for refusal in refused if "which budget_bits goes by" in refusal.reason] == ["R6"] * 3
+
+
+def test_a_recipe_file_gives_a_budget(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps([{"pass": "quantize-weights", "budget_bits": 4.5, "accuracy_level": 4}]))
+    assert passes_of(None, str(path)) == [QuantizeWeights(budget_bits=4.5, accuracy_level=4)]
 
 
 def test_one_budget_at_a_time() -> None:
