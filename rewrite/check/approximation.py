@@ -61,6 +61,9 @@ LOCAL_SETS = 4
 LEAST_ELEMENTS = 256
 """Constants of fewer entries are no weights."""
 
+FEW_FLIPS = 64
+"""Flipped codes up to which they may lie in few rows, one the cause of others; more are like those of any run."""
+
 ORIGINAL, EXACT, STORED = "original", "rewritten", "stored"
 """Of what a histogram is: before the transforms, after them, and what the codes stand for."""
 
@@ -510,12 +513,13 @@ def judge_runtime(quantized: ir.Model, sets: Sequence[Inputs], session: Session)
     optimizations and without.
 
     A code that lies near a tie flips with the last bit of what is rounded, and one flip is worth far more than that
-    bit. d₃₂ holds the flips of the imitation; where these are fewer than `NOISE_LIMIT` they may be none by luck. Then
-    the float64 reference is evaluated again with every undecided code flipped: those within τ of a tie, τ being
-    `NOISE_LIMIT` times the deviation of the imitation (its median there, at least one rounding of the quotient), in
-    steps. Flips may cancel in part, so twice that distance is accepted; entries that they do not reach (other rows,
-    other sets) are held to rounding as before. Were it more than half of what rounding the activations does at all, it
-    could hide a kernel that rounds otherwise, and nothing is settled.
+    bit. d₃₂ holds the flips of the imitation; where these are fewer than `FEW_FLIPS` they say little of those of
+    another run. Then the float64 reference is evaluated again with every undecided code flipped: those within τ of a
+    tie, τ being `NOISE_LIMIT`² times the deviation of the imitation (its median there, at least one rounding of the
+    quotient), in steps. Flips may cancel in part, so twice that distance is accepted; entries that they do not reach
+    (other rows, other sets) are held to rounding, and d₃₂ is that of these. Where they reach most entries, and come to
+    more than half of what rounding the activations does at all, a kernel that rounds otherwise could hide behind them,
+    and nothing is settled.
     """
     seen = _Evaluations(quantized, sets, session)
     worst: RuntimeCheck | None = None
@@ -526,7 +530,11 @@ def judge_runtime(quantized: ir.Model, sets: Sequence[Inputs], session: Session)
                 return seen.row(NOT_DECLARED, f"{name} holds other integers", name, math.inf, 0.0)
             continue
         distance, plainly, imitated = (_distance(x[name], reference) for x in (seen.runs, seen.plain, seen.narrow))
-        noise = max(imitated, math.sqrt(sum(norm(ulp(x[np.isfinite(x)], np.float32)) ** 2 for x in reference)))
+        spacing = math.sqrt(sum(norm(ulp(x[np.isfinite(x)], np.float32)) ** 2 for x in reference))
+        if 0 < seen.flips < FEW_FLIPS:
+            flipped = flipped or seen.flipped()
+            imitated = min(imitated, _noise_besides(seen.narrow[name], flipped[name], reference))
+        noise = max(imitated, spacing)
         believed = not seen.codes and plainly <= NOISE_LIMIT * noise
         limit = NOISE_LIMIT * (max(noise, plainly) if believed else noise)
         verdict, reason = AS_DECLARED, ""
@@ -535,13 +543,14 @@ def judge_runtime(quantized: ir.Model, sets: Sequence[Inputs], session: Session)
             verdict, reason = NOT_DECLARED, f"{name} is {distance / size:.1e} from what the graph says"
             if plainly > limit:
                 reason += ", and so it is without optimizations"
-            if seen.undecided and seen.flips < NOISE_LIMIT:
+            if seen.undecided and seen.flips < FEW_FLIPS:
                 flipped = flipped or seen.flipped()
-                quiet = _distance_where_equal(seen.runs[name], flipped[name], reference, noise)
+                entries = sum(x.size for x in reference)
+                quiet, count = _quiet(seen.runs[name], flipped[name], reference, noise / math.sqrt(entries))
                 allowed = max(limit, 2 * _distance(flipped[name], reference))
                 if quiet <= limit and distance <= (limit := allowed):
                     verdict, reason = AS_DECLARED, ""
-                    if not limit <= seen.effect_of_rounding(name) / 2:
+                    if 2 * count <= entries and not limit <= seen.effect_of_rounding(name) / 2:
                         verdict = UNSETTLED
                         reason = f"{name} is off by what a few flipped codes may explain, as they may a wrong kernel"
         row = seen.row(verdict, reason, name, distance, limit)
@@ -560,7 +569,7 @@ class _Evaluations:
         self._model, self._sets = quantized, sets
         self._rounded = {each.name: each for each in roundings(list(quantized.graph))}
         self._names = [value.name or "" for value in quantized.graph.outputs]
-        self._near: list[dict[str, np.ndarray]] = []
+        self._near: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
         self._unrounded: dict[str, list[np.ndarray]] | None = None
         self.codes = self.flips = self.undecided = 0
         self.exact, self.narrow, self.plain, self.runs = (
@@ -586,21 +595,24 @@ class _Evaluations:
                 self.narrow[name].append(imitated)
 
     def _look(self, rounding: Rounding, value: np.ndarray, imitated: np.ndarray) -> None:
-        first, second = (np.asarray(rounding.codes(x)[0], np.float64) for x in (value, imitated))
+        (first, back), (second, _) = (rounding.codes(x) for x in (value, imitated))
+        first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
         self.codes += first.size
         self.flips += int(np.count_nonzero(first != second))
-        steps, nothing = rounding.step(value), np.zeros(value.shape)
-        quotient = np.divide(value, steps, out=nothing, where=np.broadcast_to(steps > 0, value.shape))
-        apart = np.divide(
-            np.abs(imitated - value), steps, out=np.zeros(value.shape), where=np.broadcast_to(steps > 0, value.shape)
+        steps = np.broadcast_to(rounding.step(value), value.shape)
+        quotient, code, apart = (
+            np.divide(x, steps, out=np.zeros(value.shape), where=steps > 0) for x in (value, back, imitated - value)
         )
         rounded = unit_roundoff(np.float32) * np.maximum(1.0, np.abs(quotient))
-        near = NOISE_LIMIT * np.maximum(float(np.median(apart)), rounded)
-        beyond = quotient - np.rint(quotient)
-        undecided = np.abs(beyond) >= 0.5 - near
+        # Off by NOISE_LIMIT in norm is what a run may be; single entries of it have tails as far again.
+        near = NOISE_LIMIT**2 * np.maximum(float(np.median(np.abs(apart))), rounded)
+        near = np.minimum(near, 0.25)
+        beyond = quotient - np.rint(code)  # of the code that was chosen, which at a tie is not the nearest in float64
+        undecided = np.abs(np.abs(beyond) - 0.5) <= near  # what is clipped lies further off
         self.undecided += int(np.count_nonzero(undecided))
-        # From where it is to as far behind the tie.
-        self._near[-1][rounding.name] = np.where(undecided, np.sign(beyond) * 2 * near * steps, 0.0)
+        # As far behind the tie as it may be before it, in steps.
+        behind = (quotient + np.sign(beyond) * 2 * near)[undecided]
+        self._near[-1][rounding.name] = (undecided, behind)
 
     def flipped(self) -> dict[str, list[np.ndarray]]:
         """The outputs in float64 with every undecided code on the other side of its tie."""
@@ -608,7 +620,9 @@ class _Evaluations:
         for one, near in zip(self._sets, self._near):
             for name, value in values_of(self._model, {key: np.array(array) for key, array in one.items()}):
                 if name in near and value.flags.writeable:
-                    value += near[name]
+                    undecided, behind = near[name]
+                    # Steps are those of now: flips further up may have changed a dynamic scale.
+                    value[undecided] = behind * np.broadcast_to(self._rounded[name].step(value), value.shape)[undecided]
                 if name in found:
                     found[name].append(value)
         return found
@@ -652,16 +666,26 @@ def _distance(given: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> f
     return math.sqrt(sum(_squares(a, b)[0] for a, b in zip(given, reference)))
 
 
-def _distance_where_equal(
-    given: Sequence[np.ndarray], flipped: Sequence[np.ndarray], reference: Sequence[np.ndarray], noise: float
+def _noise_besides(
+    narrow: Sequence[np.ndarray], flipped: Sequence[np.ndarray], reference: Sequence[np.ndarray]
 ) -> float:
-    """‖given − reference‖ over entries that flips leave within `NOISE_LIMIT` times the noise of an entry, 2-norm."""
-    entry = NOISE_LIMIT * noise / math.sqrt(max(1, sum(x.size for x in reference)))
-    total = 0.0
+    """‖narrow − reference‖ over entries that flips do not reach, as if so everywhere; ∞ where they reach all."""
+    errors = np.concatenate([np.ravel(np.abs(a - b)) for a, b in zip(narrow, reference)])
+    middle = float(np.nanmedian(errors)) if errors.size else 0.0
+    distance, count = _quiet(narrow, flipped, reference, middle)
+    return distance * math.sqrt(errors.size / count) if count else math.inf
+
+
+def _quiet(
+    given: Sequence[np.ndarray], flipped: Sequence[np.ndarray], reference: Sequence[np.ndarray], noise: float
+) -> tuple[float, int]:
+    """‖given − reference‖ over entries that flips leave within `NOISE_LIMIT` times `noise`; and how many these are."""
+    total, count = 0.0, 0
     for run, other, exact in zip(given, flipped, reference):
-        where = np.abs(other - exact) <= entry
+        where = np.abs(other - exact) <= NOISE_LIMIT * noise
         total += _squares(np.asarray(run)[where], exact[where])[0]
-    return math.sqrt(total)
+        count += int(np.count_nonzero(where))
+    return math.sqrt(total), count
 
 
 # ── One site ────────────────────────────────────────────────────────────────────────────────────────────────────────
