@@ -33,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +65,22 @@ def build(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict[s
     source = networks.checkpoint(name, folder)
     sets = networks.calibration(name, arguments.calibration)
     np.savez(folder / "calibration.npz", **{f"{i}/{key}": a for i, one in enumerate(sets) for key, a in one.items()})  # pyright: ignore[reportArgumentType]
+    program = cache(lambda: networks.program(source))
     made = [
         _float("plain", folder, lambda out: export(source, out)),
-        _float("ours", folder, lambda out: _ours(source, out)),
+        _float("ours", folder, lambda out: _convert(program(), out)),
     ]
     for given in [one for one in made if "failure" not in one]:
         made += peers(given, folder, arguments)
     for recipe in arguments.recipes:
-        made.append(_recipe(recipe, source, sets, folder))
+        target = folder / "recipes" / recipe
+        answer = _once(target, lambda out, name=recipe: _convert(program(), out, recipe=name, inputs=sets))
+        made.append({"method": recipe, "source": "recipe", "format": recipe.split("+")[-1]} | answer)
     return made
 
 
 def _float(name: str, folder: Path, make: Callable[[Path], None]) -> dict[str, Any]:
     return {"method": "float", "source": name, "format": "float"} | _once(folder / name, make)
-
-
-def _recipe(recipe: str, source: Path, sets: list[dict[str, np.ndarray]], folder: Path) -> dict[str, Any]:
-    form = recipe.split("+")[-1]
-    made = _once(folder / "recipes" / recipe, lambda out: _ours(source, out, recipe=recipe, inputs=sets))
-    return {"method": recipe, "source": "recipe", "format": form} | made
 
 
 def _once(target: Path, make: Callable[[Path], None]) -> dict[str, Any]:
@@ -100,14 +98,10 @@ def _once(target: Path, make: Callable[[Path], None]) -> dict[str, Any]:
     return {"folder": str(target), **json.loads(said.read_text())}
 
 
-def _ours(source: Path, out: Path, **options: Any) -> None:
+def _convert(program: Any, out: Path, **options: Any) -> None:
     from rewrite import convert
 
-    if (source / "config.json").is_file():
-        convert(source, out, check=False, **options)
-    else:
-        model, example = networks.module(source)
-        convert(model, out, example_inputs=example, check=False, **options)
+    convert(program, out, check=False, **options)
 
 
 def export(source: Path, out: Path, opset: int = 18) -> None:
@@ -322,19 +316,13 @@ def measured(name: str, made: list[dict[str, Any]], arguments: argparse.Namespac
             one["failure"] = f"does not run: {' '.join(str(error).split())}"[:400]
     running = {str(index): one for index, one in enumerate(made) if "failure" not in one}
     floats = [key for key, one in running.items() if one["format"] == "float"]
-    others = [key for key in running if key not in floats]
-    for start in range(0, len(others), 16):
-        group = floats + others[start : start + 16]
-        with ProcessPoolExecutor(1, context) as pool:
-            folders = {key: running[key]["folder"] for key in group}
-            times = pool.submit(timings, folders, networks.one_input(name), arguments.rounds).result()
-        for clock in ("wall", "cpu"):
-            base = min(times[key][f"{clock}_us"] for key in floats)
-            for key in group:
-                running[key] |= {
-                    f"{clock}_us": times[key][f"{clock}_us"],
-                    f"{clock}_ratio": times[key][f"{clock}_us"] / base,
-                }
+    with ProcessPoolExecutor(1, context) as pool:
+        folders = {key: one["folder"] for key, one in running.items()}
+        times = pool.submit(timings, folders, networks.one_input(name), arguments.rounds).result()
+    for clock in ("wall", "cpu"):
+        base = min(times[key][f"{clock}_us"] for key in floats)
+        for key, one in running.items():
+            one |= {f"{clock}_us": times[key][f"{clock}_us"], f"{clock}_ratio": times[key][f"{clock}_us"] / base}
     return made
 
 

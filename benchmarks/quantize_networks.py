@@ -118,6 +118,15 @@ def module(source: Path) -> tuple[Any, dict[str, Any]]:
     return model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
+def program(source: Path) -> Program:
+    """The capture of a checkpoint."""
+    from rewrite import capture
+
+    if (source / "config.json").is_file() or (source / "model.pt2").is_file():
+        return capture(source)
+    return capture(*module(source))
+
+
 def _hardened(shipped: Path, made: Path) -> None:
     """Write the variant of a checkpoint, and check that it computes the same.
 
