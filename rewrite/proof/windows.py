@@ -200,8 +200,11 @@ def _constant(walk: Walk, form: Form, term: Term, tap: Samples) -> Form:
         if term.axis is not None:
             axes = (axes[0], (Piece(1, ONE, shape[1]),), *axes[2:])
         return Form(shape, (Term(atom, View(axes), None if term.axis is None else 1, term.chains),))
-    whole = Form(form.shape, (term,))
-    return forms.form_of(walk.atom(("sampled", walk.intern(whole), tap), shape))
+    own = Form(form.shape, (term,))
+    # A map of channels stays outside, as where the value differs from place to place.
+    inner, position = unmapped(form, term, range(2, form.rank)) or (own, None)
+    atom = walk.atom(("sampled", walk.intern(inner), tap), (*inner.shape[:2], *shape[2:]))
+    return forms.form_of(atom) if inner is own else Form(shape, (mapped_again(atom, term, position, shape),))
 
 
 # ── Kernels ─────────────────────────────────────────────────────────────────────────────────────────────────────────
