@@ -127,7 +127,7 @@ def runtime(found: RuntimeCheck) -> str:
     """How far what runs is from what the graph says."""
     flips = f", {found.flips:,} of {found.codes:,} codes flip with rounding" if found.codes else ""
     return (
-        f"What runs is {small(found.distance)} from what the graph says, {small(found.limit)} is rounding{flips}"
+        f"What runs is {small(found.distance)} from what the graph says, rounding explains {small(found.limit)}{flips}"
         f"{found.reason and f': {found.reason}'}."
     )
 
