@@ -108,7 +108,7 @@ class QuantizeStatic(Pass[WeightSite]):
     `statistics`: what calibration measured.
     """
 
-    calibration: str = "mse"
+    calibration: str = "percentile"
     clip: bool = True
     saturation_free: bool = True
     minimum: int = 256

@@ -394,7 +394,7 @@ def _report(
         source=program.source or str(source),
         verdict=str(proof.verdict),
         target=target.name,
-        detail=proof.verdict.reason,
+        detail="" if proof.verdict.kind == "EQUAL_MODULO" else proof.verdict.reason,
         sites=sites,
         sizes=Sizes(sum(t.nbytes for t in tensors if t is not None), after, sum(row.untied_bytes for row in sites)),
         warnings=tuple(warnings),

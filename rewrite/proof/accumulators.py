@@ -5,7 +5,8 @@
 
 Both are proved from the codes that were shipped. Activations of 8 bits reach 255 whichever way the kernel holds them:
 unsigned, signed with 128 added, or less a zero point. Pairs are neighbours along K in the order in which the kernel
-packs them; a convolution's taps come first or its channels do, and both orders are asked for. Kernels for unsigned
+packs them: of a convolution the channels of a tap, then the next tap, with or without a gap. (ONNX Runtime 1.31 was
+seen to do so on an emulated processor without VNNI, bit for bit: docs/upstream.md.) Kernels for unsigned
 weights widen to 16 bits before they multiply, so that no pair of them saturates.
 
 Source: ONNX Runtime, onnxruntime/core/mlas/lib/qgemm_kernel_avx2.cpp and x86_64/QgemmU8X8KernelAvx2.S (vpmaddubsw
@@ -93,7 +94,6 @@ def _orders(codes: np.ndarray) -> Iterator[np.ndarray]:
         return
     count, channels = codes.shape[:2]
     taps_first = np.moveaxis(codes, 1, -1).reshape(count, -1, channels)
-    yield codes.reshape(count, -1)
     yield taps_first.reshape(count, -1)
     # Channels are filled up to groups of four at each tap.
     yield taps_first

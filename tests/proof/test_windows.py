@@ -7,11 +7,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from networks import network
 from pairs import COARSE, ROUNDING, computed, departure, feed, model
 
+import rewrite
+from rewrite.passes import Equalize
 from rewrite.proof import prove
 from rewrite.proof.dimensions import Dim
 from rewrite.proof.windows import Sample
+from rewrite.rule import Applied
 
 R = np.random.default_rng(5)
 
@@ -538,3 +542,18 @@ def test_places_of_places_are_what_they_say() -> None:
         if outer.everything(inner.size):
             assert np.array_equal(places(between, outer), between)
     assert composed > 200
+
+
+def test_a_scale_passes_a_padded_window_on_a_single_pixel() -> None:
+    """All that is read beside the pixel is padding; seen where a ResNet's last stage has one pixel."""
+    program = network(
+        """single (float[B, 6, 1, 1] x, float[8, 6, 1, 1] v, float[8] a, float[5, 8, 3, 3] w) => (float[B, 5, 1, 1] y)
+        {
+            c = Conv <kernel_shape = [1, 1]> (x, v, a)
+            r = Relu (c)
+            y = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (r, w)
+        }"""
+    )
+    result = rewrite.apply(program, [Equalize()])
+    assert [outcome.site for outcome in result.outcomes if isinstance(outcome, Applied)] == ["r"]
+    assert result.certificate.verdict.kind == "EQUAL", result
