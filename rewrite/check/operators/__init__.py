@@ -1,7 +1,8 @@
 """Definitions of the operators in float64, one small function each, in numpy.
 
 They follow the text of the ONNX standard (and, in `contrib`, of ONNX Runtime's contributed operators), not a runtime's
-kernels; only which code a number is rounded to is decided as kernels decide it (`quantization`). Importing this package fills `TABLE`; what is not in it goes to `onnx.reference`, one node at a time.
+kernels; only which code a number is rounded to is decided as kernels decide it (`quantization`). Importing this package
+fills `TABLE`; what is not in it goes to `onnx.reference`, one node at a time.
 """
 
 from rewrite.check.operators import (
