@@ -75,12 +75,24 @@ def build(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict[s
     for recipe in arguments.recipes:
         target = folder / "recipes" / recipe
         answer = _once(target, lambda out, name=recipe: _convert(program(), out, recipe=name, inputs=sets))
+        answer |= _float_after_all(target) if "failure" not in answer else {}
         made.append({"method": recipe, "source": "recipe", "format": recipe.split("+")[-1]} | answer)
     return made
 
 
 def _float(name: str, folder: Path, make: Callable[[Path], None]) -> dict[str, Any]:
     return {"method": "float", "source": name, "format": "float"} | _once(folder / name, make)
+
+
+def _float_after_all(target: Path) -> dict[str, Any]:
+    """The failure of a recipe whose artifact approximates nothing, with the reasons its report gives."""
+    report = json.loads((target / "report.json").read_text())
+    if report["verdict"].startswith("EQUAL_MODULO"):
+        return {}
+    reasons = dict.fromkeys(
+        site["reason"] for site in report["sites"] if site["pass_name"].startswith("quantize") and site["reason"]
+    )
+    return {"failure": f"nothing is quantized: {'; '.join(list(reasons)[:3])}"}
 
 
 def _once(target: Path, make: Callable[[Path], None]) -> dict[str, Any]:
