@@ -289,9 +289,14 @@ def _bits(constant: Constant) -> int:
 
 
 def integer_product(
-    walk: Walk, constant: Dequantized, *, columns_first: bool = False, bias: Constant | None = None
+    walk: Walk, constant: Constant, *, columns_first: bool = False, bias: Constant | None = None
 ) -> None:
-    """That an integer kernel sums products with these codes."""
+    """That an integer kernel sums products with these codes, a matrix (K, N), its transpose, or filters."""
+    while isinstance(constant, Permuted) and constant.permutation == (1, 0):
+        constant, columns_first = constant.inner, not columns_first
+    if not isinstance(constant, Dequantized):
+        walk.table.overflows.setdefault(walk.node, "which codes are summed is not known")
+        return
     bounds = sums(constant.grid, columns_first=columns_first, bias=bias)
     if not bounds.fits:
         reason = f"sums of {constant.name} may reach {bounds.accumulator}, and 32 bits hold less"
@@ -300,23 +305,53 @@ def integer_product(
         walk.table.saturating.add(constant.key)
 
 
+def counted_product(walk: Walk, left: Form) -> None:
+    """That an integer kernel sums products of the codes of two values along the last axis of `left`."""
+    count = left.shape[-1].constant
+    if count is None:
+        walk.table.declared.add(f"sums of at most {LARGEST_COUNT} products of codes")
+    elif count > LARGEST_COUNT:
+        walk.table.overflows.setdefault(walk.node, f"sums of {count} products of codes may not fit into 32 bits")
+
+
+LAYOUTS = frozenset("Identity Reshape Transpose Squeeze Unsqueeze Flatten".split())
+"""Operators that a runtime may move past a DequantizeLinear, to compute what reads them in integers."""
+
+
+def _behind(value: ir.Value | None) -> tuple[ir.Node | None, bool]:
+    """The DequantizeLinear that makes a value but for its layout, and whether a matrix is transposed on the way."""
+    node, turned = None if value is None else value.producer(), False
+    while node is not None and node.op_type in LAYOUTS and node.inputs[0] is not None:
+        turned ^= node.op_type == "Transpose"
+        node = node.inputs[0].producer()
+    return (node, turned) if node is not None and node.op_type == "DequantizeLinear" else (None, False)
+
+
 def _fused(walk: Walk, node: ir.Node, operands: Sequence[Value | None]) -> None:
     """Note a product of dequantized codes of 8 bits on both sides, which a runtime computes in integers."""
-    site = operands[1].stored if len(operands) > 1 and isinstance(operands[1], Constant) else None
-    value, factor = node.inputs[:2]
-    if factor is not None and factor.name in walk.table.rounded:
-        site = walk.table.rounded[factor.name]
-    reader = None if value is None else value.producer()
-    if walk.side != "rewritten" or not isinstance(site, Dequantized) or reader is None:
+    if walk.side != "rewritten":
         return
-    if reader.op_type != "DequantizeLinear" or reader.inputs[0] is None or not isinstance(site.grid, Linear):
+    (reader, _), (weights, turned) = _behind(node.inputs[0]), _behind(node.inputs[1])
+    if reader is None or weights is None or reader.inputs[0] is None or weights.inputs[0] is None:
         return
-    codes = walk.values.get(reader.inputs[0].name or "")
-    if not isinstance(codes, Codes) or codes.scheme.type not in ("int8", "uint8") or _bits(site.grid.stored) != 8:
+    codes, others = (walk.values.get(each.inputs[0].name or "") for each in (reader, weights))  # type: ignore[union-attr]
+    if not isinstance(codes, Codes) or codes.scheme.type not in ("int8", "uint8"):
+        return
+    if isinstance(others, Codes) and isinstance(operands[0], Form):
+        counted_product(walk, operands[0])
+        return
+    constant: Value | None = operands[1]
+    if isinstance(others, Rounded):
+        constant = walk.table.rounded.get(weights.outputs[0].name or "")
+        constant = permuted(constant, (1, 0)) if constant is not None and turned else constant
+    stored = constant.stored if isinstance(constant, Constant) else None
+    if not isinstance(constant, Constant) or not isinstance(stored, Dequantized):
+        return
+    if not isinstance(stored.grid, Linear) or _bits(stored.grid.stored) != 8:
         return
     bias = operands[2] if len(operands) > 2 else None
     added = bias.grid.stored if isinstance(bias, Dequantized) and isinstance(bias.grid, Linear) else None
-    integer_product(walk, site, columns_first=bool(attribute(node, "transB", 0)), bias=added)
+    integer_product(walk, constant, columns_first=bool(attribute(node, "transB", 0)), bias=added)
 
 
 # ── QuantizeLinear, DequantizeLinear ────────────────────────────────────────────────────────────────────────────────
@@ -536,7 +571,7 @@ def dynamic_quantize_matmul(walk, node, operands):
     if walk.side != "rewritten" or not isinstance(codes, Constant) or isinstance(x, Coded) or len(codes.shape) != 2:
         return None
     constant = linear(walk, node, codes, scaling, zero, 1)
-    if not isinstance(constant, Dequantized):
+    if constant is None:
         return None
     integer_product(walk, constant)
     activation(walk, node, Scheme((), f"{DYNAMIC}, in the kernel", "uint8"))
@@ -598,11 +633,7 @@ def _paired(walk: Walk, node: ir.Node, operands: Sequence[Value | None], a: Code
     product = matmul(walk, a.of, b.of)
     if product is None or a.scheme == b.scheme:
         return None
-    count = a.of.shape[-1].constant
-    if count is None:
-        walk.table.declared.add(f"sums of at most {LARGEST_COUNT} products of codes")
-    elif count > LARGEST_COUNT:
-        walk.table.overflows.setdefault(walk.node, f"sums of {count} products of codes may not fit into 32 bits")
+    counted_product(walk, a.of)
     plain = [operand.plain(walk) if isinstance(operand, Coded) else operand for operand in operands]
     schemes = frozenset((a.scheme, b.scheme))
     return Paired(schemes, product, lambda: walk.form(walk.applied(node, plain)[0]))
@@ -696,7 +727,9 @@ def matmul_nbits(walk, node, operands):
     if level == 4:
         scheme = Scheme((), f"int8 per row and block of {block}, range of each input, in the kernel", "int8")
         activation(walk, node, scheme)
-        integer_product(walk, constant)
+        # Blocks are summed by themselves, and their sums in floating point.
+        if block > LARGEST_COUNT:
+            walk.table.overflows.setdefault(walk.node, f"sums of {block} products of codes may not fit into 32 bits")
     return _with_bias(walk, matmul(walk, x, permuted(constant, (1, 0))), bias)
 
 
@@ -734,6 +767,7 @@ __all__ = [
     "Codes",
     "Part",
     "activation",
+    "counted_product",
     "integer_product",
     "linear",
     "operator",

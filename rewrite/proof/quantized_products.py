@@ -27,6 +27,7 @@ from rewrite.proof.quantization import (
     Codes,
     Part,
     activation,
+    counted_product,
     integer_product,
     linear,
     operator,
@@ -88,8 +89,10 @@ def qlinear_matmul(walk, node, operands):
     right = None if left is None else _factor(walk, node, b, scale_b, zero_b, -1)
     if left is None or right is None:
         return None
-    if isinstance(right, Dequantized):
+    if isinstance(right, Constant):
         integer_product(walk, right)
+    else:
+        counted_product(walk, left)
     return written(walk, node, matmul(walk, left, right), scale_y, zero_y)
 
 
@@ -129,8 +132,10 @@ def matmul_integer_to_float(walk, node, operands):
     right = None if left is None else _factor(walk, node, b, scale_b, zero_b, -1)
     if left is None or right is None:
         return None
-    if isinstance(right, Dequantized):
+    if isinstance(right, Constant):
         integer_product(walk, right)
+    else:
+        counted_product(walk, left)
     result = matmul(walk, left, right)
     return result if result is None or bias is None else forms.add(result, walk.form(bias))
 
@@ -144,7 +149,7 @@ def qgemm(walk, node, operands):
         return None
     right = _factor(walk, node, b, scale_b, zero_b, 0 if turned else 1)
     added = _bias(walk, node, c, scale_a, scale_b)
-    if not isinstance(right, Dequantized) or (added is None and c is not None):
+    if not isinstance(right, Constant) or (added is None and c is not None):
         return None
     vector = c if isinstance(c, Constant) and len(c.shape) == 1 else None
     integer_product(walk, right, columns_first=turned, bias=vector)

@@ -598,3 +598,26 @@ def test_large_tensors_in_files_are_read_by_regions(tmp_path):
     loaded = ir.load(tmp_path / "m.onnx")
     assert isinstance(loaded.graph.initializers["q"].const_value, ir.ExternalTensor)
     assert prove(original, loaded).verdict.holds
+
+
+def test_transposed_codes_are_summed_along_their_own_axis():
+    """Neighbours in a row of 64 + 64 are a pair only where rows are summed."""
+    codes = np.tile(np.array([[100, 1], [1, 100]], np.int8), (32, 24))
+    scale = np.float32(0.01)
+    original = model("(float[B,64] x) => (float[B,48] y) { y = MatMul(x, w) }", {"w": codes * scale})
+    text = (
+        "(float[B,64] x) => (float[B,48] y) { u = QuantizeLinear(x, xs, xz) v = DequantizeLinear(u, xs, xz)"
+        " d = DequantizeLinear(q, s) t = Transpose(d) y = MatMul(v, t) }"
+    )
+    pairs = np.tile(np.array([[100, 100], [1, 1]], np.int8), (32, 24))
+    along = model("(float[B,64] x) => (float[B,48] y) { y = MatMul(x, w) }", {"w": pairs * scale})
+    down = model("(float[B,64] x) => (float[B,48] y) { y = MatMul(x, w) }", {"w": pairs.reshape(48, 64).T * scale})
+    weights = {"s": scale, "xs": np.float32(0.1), "xz": np.uint8(3)}
+    for before, stored, possible in (
+        (original, codes.T, False),
+        (along, pairs.T, False),
+        (down, pairs.reshape(48, 64), True),
+    ):
+        found = prove(before, model(text, {**weights, "q": np.ascontiguousarray(stored)}))
+        assert found.verdict.kind == "EQUAL_MODULO"
+        assert ("VNNI" in str(found)) is possible
