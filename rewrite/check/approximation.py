@@ -41,7 +41,7 @@ from rewrite.check.places import (
     stored_matrix,
     without_activation_rounding,
 )
-from rewrite.check.reference import evaluate, values_of
+from rewrite.check.reference import evaluate, storage_dtype, values_of
 from rewrite.check.runtime import Session, unoptimized
 from rewrite.check.switched import Switched
 from rewrite.errors import RequestError, UnsupportedOperatorError
@@ -507,10 +507,10 @@ def _sensitivity(
 def judge_runtime(quantized: ir.Model, sets: Sequence[Inputs], session: Session) -> RuntimeCheck:
     """Whether `session` computes what `quantized` says, up to rounding, over all of `sets`.
 
-    Rounding is what the reference does in float32: d₃₂ is the distance of that imitation from the float64 reference,
-    and `NOISE_LIMIT`·d₃₂ is accepted. Where no activations are rounded a session without optimizations may stand for it
-    (if itself within `NOISE_LIMIT`·d₃₂); where they are it is not believed, since a kernel that saturates does so with
-    optimizations and without.
+    Rounding is what the reference does in the type of the network, float32 unless it is half: d₃₂ is the distance of
+    that imitation from the float64 reference, and `NOISE_LIMIT`·d₃₂ is accepted. Where no activations are rounded a
+    session without optimizations may stand for it (if itself within `NOISE_LIMIT`·d₃₂); where they are it is not
+    believed, since a kernel that saturates does so with optimizations and without.
 
     A code that lies near a tie flips with the last bit of what is rounded, and one flip is worth far more than that
     bit. d₃₂ holds the flips of the imitation; where these are fewer than `FEW_FLIPS` they say little of those of
@@ -530,7 +530,7 @@ def judge_runtime(quantized: ir.Model, sets: Sequence[Inputs], session: Session)
                 return seen.row(NOT_DECLARED, f"{name} holds other integers", name, math.inf, 0.0)
             continue
         distance, plainly, imitated = (_distance(x[name], reference) for x in (seen.runs, seen.plain, seen.narrow))
-        spacing = math.sqrt(sum(norm(ulp(x[np.isfinite(x)], np.float32)) ** 2 for x in reference))
+        spacing = math.sqrt(sum(norm(ulp(x[np.isfinite(x)], seen.dtype)) ** 2 for x in reference))
         if 0 < seen.flips < FEW_FLIPS:
             flipped = flipped or seen.flipped()
             imitated = min(imitated, _noise_besides(seen.narrow[name], flipped[name], reference))
@@ -567,6 +567,8 @@ class _Evaluations:
 
     def __init__(self, quantized: ir.Model, sets: Sequence[Inputs], session: Session) -> None:
         self._model, self._sets = quantized, sets
+        half = storage_dtype(quantized) == np.float16
+        self.dtype = np.float16 if half else np.float32
         self._rounded = {each.name: each for each in roundings(list(quantized.graph))}
         self._names = [value.name or "" for value in quantized.graph.outputs]
         self._near: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
@@ -585,7 +587,7 @@ class _Evaluations:
     def _walk(self, one: Inputs) -> None:
         self._near.append({})
         pairs = zip(
-            values_of(self._model, one), values_of(self._model, one, precision=np.float32), strict=True
+            values_of(self._model, one), values_of(self._model, one, precision=self.dtype), strict=True
         )  # fmt: skip
         for (name, value), (_, imitated) in pairs:
             if name in self._rounded and value.size:
@@ -603,7 +605,7 @@ class _Evaluations:
         quotient, code, apart = (
             np.divide(x, steps, out=np.zeros(value.shape), where=steps > 0) for x in (value, back, imitated - value)
         )
-        rounded = unit_roundoff(np.float32) * np.maximum(1.0, np.abs(quotient))
+        rounded = unit_roundoff(self.dtype) * np.maximum(1.0, np.abs(quotient))
         # Off by NOISE_LIMIT in norm is what a run may be; single entries of it have tails as far again.
         near = NOISE_LIMIT**2 * np.maximum(float(np.median(np.abs(apart))), rounded)
         near = np.minimum(near, 0.25)
