@@ -271,7 +271,7 @@ def int8_weight(
     edit, label = change.editor, f"{site.name}{'.transposed' * site.transposed}"
     if f"{label}.codes" not in edit.made:
         form, spread = Format(8, signed=True, symmetric=True, per_tensor=not per_channel), Spread()
-        filters = len(site.shape) > 2 or is_operator(site.reader, "Conv")
+        filters = is_operator(site.reader, "Conv")
         count = site.shape[0] if filters else site.shape[1]
         codes, scales = held(site.shape, np.int8), np.ones(count if per_channel else 1, np.float32)
         blocks = _filter_blocks(site.shape) if filters else column_blocks(site.weight)

@@ -87,7 +87,7 @@ def _joined(recipes: Sequence[str]) -> list[Pass[Any]]:
 def _made(given: Step, where: str) -> Pass[Any]:
     from rewrite.passes import APPROXIMATIONS, PASSES
 
-    step = {"pass": given} if isinstance(given, str) else given
+    step: dict[str, Any] = {"pass": given} if isinstance(given, str) else given
     known = {each.name: each for each in (*PASSES, *APPROXIMATIONS)}
     name = step.get("pass")
     if name not in known:
