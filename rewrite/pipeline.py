@@ -269,7 +269,7 @@ def convert(
         with stages("certificate"):
             certificate = _certificate(work, _load(path), outcomes, proof)
             certificate.save(folder / CERTIFICATE)
-        report = _report(source, chosen, program, outcomes, proof, path)
+        report = _report(source, chosen, program, steps, outcomes, proof, path)
         if check:
             with stages("check"):
                 report = _checked(report, work, proof, path, sets)
@@ -380,8 +380,15 @@ def _approximating() -> frozenset[str]:
 
 
 def _report(
-    source: Any, target: Target, program: Program, outcomes: Sequence[Outcome], proof: Proof, path: Path
+    source: Any,
+    target: Target,
+    program: Program,
+    steps: Sequence[Pass[Any]],
+    outcomes: Sequence[Outcome],
+    proof: Proof,
+    path: Path,
 ) -> Report:
+    """The report; whoever asked for an approximation that was applied nowhere is told so."""
     from rewrite.report import Report, SiteRow, Sizes
 
     sites = tuple(SiteRow.of(outcome.to_json()) for outcome in outcomes)
@@ -390,6 +397,12 @@ def _report(
     warnings = []
     if not any(row.outcome == "applied" for row in sites):
         warnings.append("every site was refused: the network is the one that was given, in this target's kernels")
+    for each in [step for step in steps if step.approximates]:
+        rows = [row for row in sites if row.pass_name == each.name]
+        if not any(row.outcome == "applied" for row in rows):
+            asked = [row.requirement for row in rows]
+            why = next((row.reason for row in rows if row.requirement == max(asked, key=asked.count)), "no weights")
+            warnings.append(f"{each.name} approximated nothing: {why}")
     return Report(
         source=program.source or str(source),
         verdict=str(proof.verdict),

@@ -46,6 +46,7 @@ def test_erasing_what_is_declared_leaves_the_original(
         # Convolutions have no other integer kernel, and the classifier is small: all of it is said.
         assert not applied
         assert rows
+        assert "approximated nothing" in report.warnings[-1]
         return
     assert applied, report
     assert report.verdict.startswith("EQUAL_MODULO("), report.verdict
@@ -135,6 +136,14 @@ def test_requests_that_make_no_sense_are_refused(family_program: Callable[[str],
         passes_of(None, str(tmp_path / "recipe.json"))
     with pytest.raises(RequestError, match="no place for what quantize-weights makes"):
         convert_checkpoint("models/checkpoints/bytegpt", tmp_path / "out", recipe="int4-weight")
+
+
+def test_a_preset_that_quantizes_nothing_says_so(family_program: Callable[[str], Program], tmp_path: Path) -> None:
+    """Static ranges need data; where there is none the float network is converted, and never without a word."""
+    report = pipeline.convert(family_program("gpt2"), tmp_path / "out", recipe="int8-static", check=False)
+    assert report.verdict.startswith("EQUAL(")
+    assert "quantize-static approximated nothing: the range of" in report.warnings[-1]
+    assert not converted(family_program("gpt2"), "int8-static", tmp_path / "with", check=False).warnings
 
 
 def test_every_preset_is_one_approximation_behind_the_default() -> None:
