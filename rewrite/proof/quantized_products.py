@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from rewrite.proof.walk import Walk
 
 
+Operand = tuple[Value | None, Value | None, Value | None]
+"""Codes, their scale and their zero point."""
+
+
 def read(walk: Walk, codes: Value | None, scaling: Value | None, zero: Value | None) -> Form | None:
     """What codes of one scale stand for, if they are of the scale and zero point that is told."""
     if not isinstance(codes, Codes) or codes.scheme.axis is not None:
@@ -82,18 +86,24 @@ def _factor(
     return read(walk, codes, scaling, zero)
 
 
-@operator("QLinearMatMul")
-def qlinear_matmul(walk, node, operands):
-    a, scale_a, zero_a, b, scale_b, zero_b, scale_y, zero_y = _given(operands, 8)
-    left = read(walk, a, scale_a, zero_a)
-    right = None if left is None else _factor(walk, node, b, scale_b, zero_b, -1)
+def _product_of_codes(walk: Walk, node: ir.Node, a: Operand, b: Operand) -> Form | None:
+    """A·B of what both stand for; that the sums of their codes fit is entered."""
+    left = read(walk, *a)
+    right = None if left is None else _factor(walk, node, *b, -1)
     if left is None or right is None:
         return None
     if isinstance(right, Constant):
         integer_product(walk, right)
     else:
         counted_product(walk, left)
-    return written(walk, node, matmul(walk, left, right), scale_y, zero_y)
+    return matmul(walk, left, right)
+
+
+@operator("QLinearMatMul")
+def qlinear_matmul(walk, node, operands):
+    a, scale_a, zero_a, b, scale_b, zero_b, scale_y, zero_y = _given(operands, 8)
+    product = _product_of_codes(walk, node, (a, scale_a, zero_a), (b, scale_b, zero_b))
+    return None if product is None else written(walk, node, product, scale_y, zero_y)
 
 
 @operator("QLinearConv")
@@ -128,15 +138,7 @@ def _bias(
 @operator("MatMulIntegerToFloat", CONTRIB)
 def matmul_integer_to_float(walk, node, operands):
     a, b, scale_a, scale_b, zero_a, zero_b, bias = _given(operands, 7)
-    left = read(walk, a, scale_a, zero_a)
-    right = None if left is None else _factor(walk, node, b, scale_b, zero_b, -1)
-    if left is None or right is None:
-        return None
-    if isinstance(right, Constant):
-        integer_product(walk, right)
-    else:
-        counted_product(walk, left)
-    result = matmul(walk, left, right)
+    result = _product_of_codes(walk, node, (a, scale_a, zero_a), (b, scale_b, zero_b))
     return result if result is None or bias is None else forms.add(result, walk.form(bias))
 
 
