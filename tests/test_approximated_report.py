@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rewrite import pipeline
-from rewrite.check.approximation import AS_DECLARED, NOT_DECLARED
+from rewrite.check.faithful import AS_DECLARED, NOT_DECLARED
 from rewrite.check.inputs import generate_inputs
 from rewrite.ir.program import Program
 

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rewrite.check.approximation import AS_DECLARED, NOT_DECLARED, Approximation, RuntimeCheck, SiteQuality
+from rewrite.check.approximation import Approximation, SiteQuality
 from rewrite.check.compare import WITHIN
+from rewrite.check.faithful import AS_DECLARED, NOT_DECLARED, RuntimeCheck
 from rewrite.report.report import Report, SiteRow
 
 GOOD, CAUTION, BAD = "good", "caution", "bad"

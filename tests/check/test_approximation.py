@@ -24,17 +24,9 @@ from quantized_networks import (
     weights,
 )
 
-from rewrite.check.approximation import (
-    AS_DECLARED,
-    FEW_FLIPS,
-    NOT_DECLARED,
-    Approximation,
-    Histogram,
-    judge_runtime,
-    measure_approximation,
-    site_sensitivities,
-)
+from rewrite.check.approximation import Approximation, Histogram, measure_approximation, site_sensitivities
 from rewrite.check.compare import UNSETTLED, logit_agreement
+from rewrite.check.faithful import AS_DECLARED, FEW_FLIPS, NOT_DECLARED, judge_runtime
 from rewrite.check.places import exact_matrix, find_sites, stored_matrix
 from rewrite.check.reference import evaluate
 from rewrite.check.runtime import Session, run

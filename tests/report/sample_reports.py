@@ -5,15 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from rewrite.check.approximation import (
-    AS_DECLARED,
-    Approximation,
-    FloatWeight,
-    Histogram,
-    OutputQuality,
-    RuntimeCheck,
-    SiteQuality,
-)
+from rewrite.check.approximation import Approximation, FloatWeight, Histogram, OutputQuality, SiteQuality
+from rewrite.check.faithful import AS_DECLARED, RuntimeCheck
 from rewrite.report.report import LayerRow, OutputRow, Report, SiteRow, Sizes
 
 

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_reports import approximated_report, bad_report, good_report
 
-from rewrite.check.approximation import AS_DECLARED, NOT_DECLARED, Histogram
+from rewrite.check.approximation import Histogram
 from rewrite.check.diff import diff_models
+from rewrite.check.faithful import AS_DECLARED, NOT_DECLARED
 from rewrite.check.outliers import OutlierRow
 from rewrite.check.plot import Change, Curve, Point, change_plot, error_plot, histogram_plot
 from rewrite.errors import RequestError
