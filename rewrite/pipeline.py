@@ -71,7 +71,11 @@ def apply(program: Program, passes: Iterable[Pass[Any]], inputs: Sequence[Inputs
 
 
 def _rewritten(
-    program: Program, passes: Sequence[Pass[Any]], inputs: Data, progress: Progress | None = None
+    program: Program,
+    passes: Sequence[Pass[Any]],
+    inputs: Data,
+    progress: Progress | None = None,
+    target: Target | None = None,
 ) -> tuple[Program, list[Outcome]]:
     from rewrite.capture.canonicalize import canonicalize
 
@@ -79,22 +83,29 @@ def _rewritten(
     canonicalize(work)
     outcomes: list[Outcome] = []
     for each in passes:
-        outcomes += _applied(work, each, inputs, progress)
+        outcomes += _applied(work, each, inputs, progress, target)
     return work, outcomes
 
 
-def _applied(work: Program, each: Pass[Any], inputs: Data, progress: Progress | None = None) -> list[Outcome]:
-    """One pass, calibrated where there is data; what was there before the first that approximates is kept."""
+def _applied(
+    work: Program, each: Pass[Any], inputs: Data, progress: Progress | None = None, target: Target | None = None
+) -> list[Outcome]:
+    """One pass, calibrated where there is data; what was there before the first that approximates is kept.
+
+    What is to be approximated has the weights that the kernels of `target` read.
+    """
     from rewrite.calibrate import calibrated
     from rewrite.rule import apply_pass
 
     if each.approximates and work.exact is None:
+        if target is not None:
+            target.divide_weights(work.model)
         work.exact = work.model.clone()
     return apply_pass(work, calibrated(each, work, inputs, progress) if inputs else each)
 
 
 def _proved_stepwise(
-    program: Program, passes: Sequence[Pass[Any]], inputs: Data
+    program: Program, passes: Sequence[Pass[Any]], inputs: Data, target: Target | None = None
 ) -> tuple[Program, list[Outcome], Proof]:
     """Pass by pass, each kept only if the proof follows it."""
     work, outcomes = _rewritten(program, [], ())
@@ -106,7 +117,7 @@ def _proved_stepwise(
         return work, [_refused_by_proof(each, proof.verdict) for each in passes], proof
     for each in passes:
         trial = work.clone()
-        done = _applied(trial, each, inputs)
+        done = _applied(trial, each, inputs, target=target)
         attempt = _proof(trial, trial.model)
         if attempt.verdict.holds:
             work, proof = trial, attempt
@@ -256,7 +267,7 @@ def convert(
             with stages("calibration data"):
                 data = calibration_of(program, source, calibration, calibration_samples, progress)
         with stages("passes"):
-            work, outcomes = _rewritten(program, steps, data, progress)
+            work, outcomes = _rewritten(program, steps, data, progress, chosen)
         with stages("lowering"):
             lowered = _described(chosen.lower(work), chosen, work)
         with stages("saving"):
@@ -281,7 +292,7 @@ def _retreat(
     program: Program, steps: Sequence[Pass[Any]], inputs: Data, target: Target, folder: Path
 ) -> tuple[Program, list[Outcome], Lowered, Proof]:
     """The proof did not follow: keep the passes that it follows, then the lowering if it follows that as well."""
-    work, outcomes, _ = _proved_stepwise(program, steps, inputs)
+    work, outcomes, _ = _proved_stepwise(program, steps, inputs, target)
     proof = Proof(Verdict("UNKNOWN"))
     for lowered in (_described(target.lower(work), target, work), _described(work.model, target, work)):
         path = lowered.save(folder)

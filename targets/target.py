@@ -56,6 +56,8 @@ class Target(ABC):
     """The floating types it can run a network in, the usual one first."""
     steps: tuple[Callable[[Editor], None], ...]
     """The lowering, in order; each edits a clone."""
+    divisions: tuple[Callable[[Editor], None], ...] = ()
+    """Those of `steps` that take weights apart: codes cannot be, so it is done before anything is quantized."""
     costs: Mapping[str, float] = {}
     """What its kernels take, by the names of the passes' options (`norm_ns` of center-residual): nanoseconds for each
     number of the value they work on. Where a pass has such an option and it was not set, it decides by these."""
@@ -103,6 +105,13 @@ class Target(ABC):
         editor.clean()
         model.ir_version = min(max(model.ir_version or 10, 10), MAXIMUM_IR)
         return model
+
+    def divide_weights(self, model: ir.Model) -> None:
+        """Take the weights of `model` apart in place, as its lowering would in floating point."""
+        editor = Editor(model, self.name)
+        for step in self.divisions:
+            step(editor)
+        editor.clean()
 
     def check_kernels(self, model: ir.Model) -> None:
         """Refuse a model with an operator this target cannot run."""

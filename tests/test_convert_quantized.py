@@ -151,6 +151,18 @@ def test_every_preset_is_one_approximation_behind_the_default() -> None:
         assert RECIPES[name][: len(RECIPES["default"])] == RECIPES["default"]
 
 
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-weight"])
+def test_packed_projections_are_taken_apart_before_they_are_codes(
+    recipe: str, family_program: Callable[[str], Program], tmp_path: Path
+) -> None:
+    """Lowering cannot take codes apart, and the runtime multiplies three weights faster than one and copies it out."""
+    report = converted(family_program("gpt2"), recipe, tmp_path / "out")
+    made = [node.op_type for node in ir.load(tmp_path / "out" / "model.onnx").graph]
+    assert "Split" not in made
+    packed = [row.site for row in report.sites if row.pass_name in QUANTIZED and ".0.attn.c_attn" in row.site]
+    assert len(packed) == 3
+
+
 def test_apply_proves_and_declares(family_program: Callable[[str], Program]) -> None:
     result = rewrite.apply(family_program("gpt2"), passes_of(None, "int8-dynamic"))
     assert result.certificate.verdict.kind == "EQUAL_MODULO"
