@@ -43,7 +43,10 @@ from quantize_peers import METHODS
 
 FORMATS = ("int8-dynamic", "int8-static", "int4-weight", "int4-weight-int8-activation")
 PREPARATIONS = ("", "rotate+", "smooth+", "rotate+smooth+")
-RECIPES = tuple(prepare + form for form in FORMATS for prepare in PREPARATIONS)
+RECIPES = (
+    *(prepare + form for form in FORMATS for prepare in PREPARATIONS),
+    *(f"{prepare}integer+int8-static" for prepare in PREPARATIONS),
+)
 SLOWER = 1.05
 """Identical graphs differ by up to 4 % here, so less than this is no difference in latency."""
 NETWORKS = (

@@ -24,6 +24,7 @@ from rewrite.passes.merge_affine import MergeAffine
 from rewrite.passes.merge_branches import MergeBranches
 from rewrite.passes.merge_duplicate_channels import MergeDuplicateChannels
 from rewrite.passes.quantize_dynamic import QuantizeDynamic
+from rewrite.passes.quantize_operators import QuantizeOperators
 from rewrite.passes.quantize_static import QuantizeStatic
 from rewrite.passes.quantize_weights import QuantizeWeights
 from rewrite.passes.reparameterize_norm_scale import ReparameterizeNormScale
@@ -47,7 +48,7 @@ PASSES = (
 )
 """The equivalences, in the order of a recipe."""
 
-APPROXIMATIONS = (QuantizeStatic, QuantizeDynamic, QuantizeWeights)
+APPROXIMATIONS = (QuantizeStatic, QuantizeOperators, QuantizeDynamic, QuantizeWeights)
 """What comes behind them: proved equal but for what they declare."""
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "MergeBranches",
     "MergeDuplicateChannels",
     "QuantizeDynamic",
+    "QuantizeOperators",
     "QuantizeStatic",
     "QuantizeWeights",
     "ReparameterizeNormScale",

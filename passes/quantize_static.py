@@ -28,9 +28,9 @@ import numpy as np
 import onnx_ir as ir
 
 from rewrite.ir.constants import is_constant, weight_behind
-from rewrite.ir.edit import is_operator, only_use, shape_of
+from rewrite.ir.edit import is_operator, shape_of
 from rewrite.ir.program import Program
-from rewrite.quantize.observers import METHODS, Histogram, activation_parameters
+from rewrite.quantize.observers import METHODS, Histogram
 from rewrite.quantize_rule import (
     ACCUMULATES,
     CONSTANT,
@@ -44,12 +44,10 @@ from rewrite.quantize_rule import (
     weight_sites,
 )
 from rewrite.rule import Breach, Change, Pass, Requirement
+from rewrite.static_rule import Ranges, result_of
 
 LARGEST_BIAS = 1 << 30
 """Steps of a bias that leave room in 32 bits for the sums that it is added to."""
-
-COMMUTING = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool")
-"""Operators that pick and order numbers: codes pass them as the numbers do."""
 
 
 def _product(rule: QuantizeStatic, site: WeightSite) -> Breach | None:
@@ -64,38 +62,21 @@ def _product(rule: QuantizeStatic, site: WeightSite) -> Breach | None:
 
 
 def _inside(rule: QuantizeStatic, site: WeightSite) -> Breach | None:
-    if is_operator(site.reader, "Conv") and (result := _last(site.reader)).is_graph_output():
+    if is_operator(site.reader, "Conv") and (result := result_of(site.reader)).is_graph_output():
         return Breach(site.reader, f"its result {result.name} is an output of the network")
     return None
 
 
 def _measured(rule: QuantizeStatic, site: WeightSite) -> Breach | None:
     for value in _values(site):
-        if _known(value) is None and value.name not in (rule.statistics or {}):
+        if not rule.ranges.knows(value):
             return Breach(site.reader, f"the range of {value.name} was not measured: give data to calibrate on")
     return None
 
 
 def _values(site: WeightSite) -> list[ir.Value]:
     """What is quantized beside the weight."""
-    return [site.operand, *([_last(site.reader)] if is_operator(site.reader, "Conv") else [])]
-
-
-def _last(convolution: ir.Node) -> ir.Value:
-    """The result of a convolution, or of the activation that alone reads it and that its kernel computes too."""
-    reader = only_use(convolution.outputs[0])
-    return reader.outputs[0] if is_operator(reader, "Relu", "Clip") else convolution.outputs[0]
-
-
-def _known(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """The scale and zero point of a value whose numbers are dequantized ones: rounding them again changes nothing."""
-    node = value.producer()
-    while node is not None and is_operator(node, *COMMUTING) and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    if not is_operator(node, "DequantizeLinear") or node.inputs[0] is None or is_constant(node.inputs[0]):
-        return None
-    scale, point = node.inputs[1:3]
-    return None if scale is None or point is None else (scale, point)
+    return [site.operand, *([result_of(site.reader)] if is_operator(site.reader, "Conv") else [])]
 
 
 @dataclass(frozen=True)
@@ -132,6 +113,10 @@ class QuantizeStatic(Pass[WeightSite]):
             raise TypeError(f"no calibration {self.calibration!r}: one of {', '.join(METHODS)}")
         object.__setattr__(self, "keep", tuple(self.keep))
 
+    @property
+    def ranges(self) -> Ranges:
+        return Ranges(self.statistics, self.calibration)
+
     def sites(self, program: Program) -> Iterator[WeightSite]:
         yield from weight_sites(program)
 
@@ -153,7 +138,7 @@ class QuantizeStatic(Pass[WeightSite]):
         last, bias = (site.reader, None) if added is None else added
         result = last.outputs[0]
         codes, scales = int8_weight(site, change, clip=self.clip, saturation_free=self.saturation_free)
-        rounded, (scale, point) = self._codes(site.operand, change, before=site.reader)
+        rounded, (scale, point) = self.ranges.codes(site.operand, edit)
         operands = [rounded, codes, scale, scales, point, None, bias]
         product = edit.node(
             "MatMulIntegerToFloat", operands[: 5 if bias is None else 7],
@@ -164,7 +149,7 @@ class QuantizeStatic(Pass[WeightSite]):
     def _convolution(self, site: WeightSite, change: Change) -> None:
         """Conv between DQ and Q."""
         node = site.reader
-        operand, scale = self._rounded(site.operand, change, before=node)
+        operand, scale = self.ranges.rounded(site.operand, change.editor)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         vector = None if bias is None else weight_behind(bias).numpy()
         least = None if vector is None else np.abs(vector) / (scale * LARGEST_BIAS)
@@ -174,11 +159,7 @@ class QuantizeStatic(Pass[WeightSite]):
         node.replace_input_with(0, operand)
         node.replace_input_with(1, weight)
         change.stamp(node)
-        result = _last(node)
-        read = [(use.node, use.idx) for use in result.uses()]
-        rounded, _ = self._rounded(result, change, before=_next(result))
-        for reader, position in read:
-            reader.replace_input_with(position, rounded)
+        self.ranges.round_result(result_of(node), change.editor)
 
     def _filters(self, site: WeightSite, change: Change, least: np.ndarray | None) -> tuple[ir.Value, np.ndarray]:
         """DQ(q), and its scales."""
@@ -207,52 +188,3 @@ class QuantizeStatic(Pass[WeightSite]):
         return edit.node(
             "DequantizeLinear", parameters, {"axis": 0}, before=node, name=f"{bias.name}.dequantized", like=bias
         )
-
-    def _codes(self, value: ir.Value, change: Change, *, before: ir.Node) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
-        """Q(value) with its scale and zero point, made once for all that read it."""
-        edit, name = change.editor, value.name or ""
-        made, parameters = value.producer(), _known(value)
-        if parameters is not None and is_operator(made, "DequantizeLinear") and made.inputs[0] is not None:
-            return made.inputs[0], parameters
-        if f"{name}.quantized" not in edit.made:
-            scale, point = parameters or self._parameters(name, change)
-            edit.made[f"{name}.quantized"] = edit.node(
-                "QuantizeLinear", [value, scale, point],
-                before=before, name=f"{name}.quantized", dtype=ir.DataType.UINT8, shape=value.shape,
-            )  # fmt: skip
-            edit.made[f"{name}.scale"], edit.made[f"{name}.zero_point"] = scale, point
-        return edit.made[f"{name}.quantized"], (edit.made[f"{name}.scale"], edit.made[f"{name}.zero_point"])
-
-    def _rounded(self, value: ir.Value, change: Change, *, before: ir.Node) -> tuple[ir.Value, float]:
-        """DQ(Q(value)), made once for all that read it, and the scale; the value itself where it is that."""
-        edit, name = change.editor, value.name or ""
-        codes, parameters = self._codes(value, change, before=before)
-        scale = float(weight_behind(parameters[0]).numpy())
-        if is_operator(value.producer(), "DequantizeLinear"):
-            return value, scale
-        if f"{name}.dequantized" not in edit.made:
-            edit.made[f"{name}.dequantized"] = edit.node(
-                "DequantizeLinear", [codes, *parameters], before=before, name=f"{name}.dequantized", like=value
-            )
-        return edit.made[f"{name}.dequantized"], scale
-
-    def _parameters(self, name: str, change: Change) -> tuple[ir.Value, ir.Value]:
-        histogram = (self.statistics or {})[name]
-        scale, point = activation_parameters(histogram, bits=8, signed=False, symmetric=False, method=self.calibration)
-        return (
-            change.editor.initializer(f"{name}.scale", np.array(scale, np.float32)),
-            change.editor.initializer(f"{name}.zero_point", np.array(point, np.uint8)),
-        )
-
-
-def _next(value: ir.Value) -> ir.Node:
-    """The node that stands behind the one that makes `value`."""
-    node = value.producer()
-    following = iter(node.graph or ()) if node is not None else iter(())
-    for each in following:
-        if each is node:
-            break
-    found = next(following, None)
-    if found is None:
-        raise ValueError(f"nothing reads {value.name}")
-    return found

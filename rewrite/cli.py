@@ -32,8 +32,8 @@ Recipe = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME|FILE",
-        help="default, compress, rotate, smooth, int8-dynamic, int8-static, int4-weight, int4-weight-int8-activation, "
-        "none, several joined by +, or a JSON file.",
+        help="default, compress, rotate, smooth, int8-dynamic, int8-static, integer, int4-weight, "
+        "int4-weight-int8-activation, none, several joined by +, or a JSON file.",
     ),
 ]
 Given = Annotated[str | None, typer.Option("--inputs", metavar="FILE.npz", help="Inputs to check and calibrate on.")]

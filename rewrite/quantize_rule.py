@@ -173,13 +173,13 @@ def _large_enough(rule: object, site: WeightSite) -> Breach | None:
     return Breach(site.reader, f"it has {count} entries, {least} are worth it") if count < least else None
 
 
-def kernel(name: str) -> Callable[[object, WeightSite], Breach | None]:
+def kernel(name: str) -> Callable[[object, Site], Breach | None]:
     """That the target has the kernel `name`, one of `KERNELS`, where the pass was told what it has."""
 
-    def check(rule: object, site: WeightSite) -> Breach | None:
+    def check(rule: object, site: Site) -> Breach | None:
         known = getattr(rule, "kernels", None)
         return (
-            Breach(site.reader, f"the target has no {KERNELS[name]}")
+            Breach(site.nodes[0], f"the target has no {KERNELS[name]}")
             if known is not None and name not in known
             else None
         )

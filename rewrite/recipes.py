@@ -30,6 +30,7 @@ RECIPES: dict[str, tuple[Step, ...]] = {
     "int8-static": (*_DEFAULT, "quantize-static"),
     "int4-weight": (*_DEFAULT, _INT4),
     "int4-weight-int8-activation": (*_DEFAULT, {**_INT4, "accuracy_level": 4}),
+    "integer": (*_DEFAULT, "quantize-static", "quantize-operators"),
     "none": (),
 }
 """Named recipes; `rotate+int4-weight` is all passes of both in the order of `rewrite passes`. A recipe file is a JSON

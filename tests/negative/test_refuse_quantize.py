@@ -8,7 +8,7 @@ import pytest
 from networks import network
 from refusals import Case, check_refusal
 
-from rewrite.passes import APPROXIMATIONS, QuantizeDynamic, QuantizeStatic, QuantizeWeights
+from rewrite.passes import APPROXIMATIONS, QuantizeDynamic, QuantizeOperators, QuantizeStatic, QuantizeWeights
 from rewrite.quantize.observers import Histogram
 from rewrite.rule import Applied, Refused, apply_pass
 
@@ -45,6 +45,22 @@ deep (float[B, 66400] x, float[66400, 2] w) => (float[B, 2] y)
 }
 """
 
+CODES = """
+codes (float[B, 8] x) => (float[B, 8] y)
+{{
+    s = Constant <value = float {{0.1}}> ()
+    z = Constant <value = uint8 {{3}}> ()
+    q = QuantizeLinear (x, s, z)
+    d = DequantizeLinear (q, s, z)
+    {inside}
+}}
+"""
+
+
+def codes(inside: str = "t = Add (d, d) y = Tanh (t)") -> str:
+    return CODES.format(inside=inside)
+
+
 SHARED = {
     "R1": Case(product(), "w", "MatMul", "w may be replaced by a caller", options={"overridable": ("w",)}),
     "R2": Case(TABLE, "w", "Gather", "rows of it are looked up"),
@@ -60,7 +76,7 @@ def _cases() -> list[tuple[object, str, Case]]:
     cases: list[tuple[object, str, Case]] = []
     for rule in (dynamic, weights, static):
         cases += [(rule, requirement, case) for requirement, case in SHARED.items()]
-    lacking: frozenset[str] = frozenset()
+    operators, lacking = QuantizeOperators(statistics={"t": Histogram(), "y": Histogram()}), frozenset[str]()
     return [
         *cases,
         (dynamic, "R5", Case(DEEP, "w", "MatMul", "sums of 66400 products may not fit into 32 bits")),
@@ -73,6 +89,10 @@ def _cases() -> list[tuple[object, str, Case]]:
         (replace(static, minimum=1), "R6", Case(CONVOLUTION, "w", "Conv", "y is an output of the network")),
         (replace(static, kernels=lacking), "R7", Case(product(), "w", "MatMul", "the target has no int8 kernels for")),
         (static, "R8", Case(product(), "w", "MatMul", "the range of x was not measured")),
+        (operators, "R1", Case(codes("e = Tanh (d) t = Add (e, d) y = Tanh (t)"), "t", "Add", "e is in floating")),
+        (operators, "R2", Case(codes("y = Add (d, d)"), "y", "Add", "y is an output of the network")),
+        (replace(operators, kernels=lacking), "R3", Case(codes(), "t", "Add", "the target has no int8 kernels for")),
+        (replace(operators, statistics=None), "R4", Case(codes(), "t", "Add", "the range of t was not measured")),
     ]
 
 
@@ -88,7 +108,7 @@ def test_every_requirement_has_a_case() -> None:
     for rule in APPROXIMATIONS:
         stated = {requirement.id for requirement in rule.requires}
         tested = {requirement for one, requirement, _ in CASES if type(one) is rule}
-        assert tested | {"R3"} == stated, rule.name
+        assert tested | {"R3"} == stated, rule.name  # types have tests of their own
 
 
 @pytest.mark.parametrize("rule", [QuantizeDynamic(), QuantizeStatic(minimum=1)], ids=lambda rule: rule.name)
@@ -101,6 +121,18 @@ def test_another_type_is_refused(rule) -> None:
     (outcome,) = apply_pass(program, rule)
     assert isinstance(outcome, Refused)
     assert outcome.refusal.requirement == "R3"
+
+
+def test_operators_of_another_type_or_without_a_kernel_are_refused() -> None:
+    # 11878 are the bits of 0.1.
+    half = """half (float16[B, 8] x) => (float16[B, 8] y)
+    { s = Constant <value = float16 {11878}> () z = Constant <value = uint8 {3}> ()
+      q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) t = Add (d, d) y = Tanh (t) }"""
+    (outcome,) = apply_pass(network(half), QuantizeOperators(statistics={"t": Histogram()}))
+    assert isinstance(outcome, Refused)
+    assert outcome.refusal.reason == "it computes in float16"
+    with pytest.raises(TypeError, match="no integer kernel for LayerNormalization"):
+        QuantizeOperators(operators=("Add", "LayerNormalization"))
 
 
 @pytest.mark.parametrize("rule", [QuantizeDynamic(), QuantizeWeights()], ids=lambda rule: rule.name)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from networks import digest, feed, network, operators
 
 from rewrite.calibrate import calibrated
+from rewrite.capture.canonicalize import canonicalize
 from rewrite.check.reference import evaluate
 from rewrite.check.runtime import run
-from rewrite.passes import QuantizeDynamic, QuantizeStatic, QuantizeWeights
+from rewrite.ir.program import save_model
+from rewrite.passes import QuantizeDynamic, QuantizeOperators, QuantizeStatic, QuantizeWeights
+from rewrite.passes.quantize_operators import INTEGER
+from rewrite.quantize.observers import Histogram
 from rewrite.recipes import RECIPES, passes_of
 from rewrite.rule import Applied, apply_pass
 
@@ -32,6 +39,23 @@ convolutions (float[B, 3, 8, 8] x, float[16, 3, 3, 3] v, float[16] a, float[24, 
     m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)
     d = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (m, w, b)
     y = Sigmoid (d)
+}
+"""
+
+RESIDUAL = """
+residual (float[B, 16, 8, 8] x, float[16, 16, 3, 3] v, float[16] a, float[16, 16, 3, 3] w, float[16, 16, 1, 1] u)
+    => (float[B, 48, 1, 1] y)
+{
+    c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, v, a)
+    s = Conv <kernel_shape = [1, 1]> (x, u)
+    t = Add (c, s)
+    r = Relu (t)
+    d = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (r, w)
+    q = Add (r, d)
+    m = MaxPool <kernel_shape = [1, 1]> (c)
+    j = Concat <axis = 1> (q, r, m)
+    p = GlobalAveragePool (j)
+    y = Sigmoid (p)
 }
 """
 
@@ -122,6 +146,81 @@ def test_a_second_run_changes_nothing_and_numbers_are_the_runtimes(rule) -> None
     found, ran = evaluate(work.model, inputs)["y"], run(work.model, inputs)["y"]
     # Float32 rounds each of 80 terms and what quantizes them once; codes at ties may differ by one step of 2⁻⁷.
     assert np.linalg.norm(found - ran) <= 2.0**-7 * np.linalg.norm(found)
+
+
+def test_a_residual_stream_stays_in_bytes() -> None:
+    """Sums, concatenations and pools between convolutions; a value that was quantized before keeps its codes."""
+    program, static, inputs = quantized(RESIDUAL, QuantizeStatic(minimum=64))
+    rule = calibrated(QuantizeOperators(), static, [inputs])
+    assert isinstance(rule, QuantizeOperators)
+    assert set(rule.statistics or ()) == {"r", "q", "j", "p"}
+    work = static.clone()
+    outcomes = apply_pass(work, rule)
+    assert [outcome.site for outcome in outcomes if isinstance(outcome, Applied)] == ["r", "q", "j", "p"]
+    assert relative_error(program, work, inputs) <= 5 * 2.0**-6
+    for node in work.model.graph:
+        if node.op_type in ("Add", "Concat", "GlobalAveragePool"):
+            assert {value.producer().op_type for value in node.inputs} == {"DequantizeLinear"}
+    twice = [node.inputs[0].name for node in work.model.graph if node.op_type == "QuantizeLinear"]
+    assert len(twice) == len(set(twice))
+    found, ran = evaluate(work.model, inputs)["y"], run(work.model, inputs)["y"]
+    assert np.linalg.norm(found - ran) <= 2.0**-6 * np.linalg.norm(found)
+    before = digest(work)
+    apply_pass(work, calibrated(QuantizeOperators(), work, [inputs]))
+    assert digest(work) == before
+
+
+BETWEEN = {
+    "Add": ("Add (c, s)", (16, 8, 8)),
+    "Mul": ("Mul (c, s)", (16, 8, 8)),
+    "Concat": ("Concat <axis = 1> (c, s)", (32, 8, 8)),
+    "AveragePool": ("AveragePool <kernel_shape = [2, 2]> (c)", (16, 7, 7)),
+    "GlobalAveragePool": ("GlobalAveragePool (c)", (16, 1, 1)),
+    "LeakyRelu": ("LeakyRelu <alpha = 0.1> (c)", (16, 8, 8)),
+    "Sigmoid": ("Sigmoid (c)", (16, 8, 8)),
+    "Softmax": ("Softmax <axis = 1> (c)", (16, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("operator", INTEGER)
+def test_the_runtime_has_an_integer_kernel_for_every_operator(operator: str, tmp_path: Path) -> None:
+    expression, shape = BETWEEN[operator]
+    text = f"""between (float[B, 16, 8, 8] x, float[16, 16, 3, 3] v, float[16] a, float[16, 16, 1, 1] u)
+        => (float[B, {", ".join(map(str, shape))}] y)
+    {{ c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, v, a) s = Conv <kernel_shape = [1, 1]> (x, u)
+       t = {expression} y = Tanh (t) }}"""
+    _, work, inputs = quantized(text, QuantizeStatic(minimum=64))
+    (outcome,) = apply_pass(work, calibrated(QuantizeOperators(operators=(operator,)), work, [inputs]))
+    assert isinstance(outcome, Applied), outcome
+    save_model(work.model, tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    kinds = {node.op_type for node in ir.load(tmp_path / "optimized.onnx").graph}
+    assert f"QLinear{operator}" in kinds
+    assert operator not in kinds
+    # At a tie a code may fall to either side; Tanh makes no step of it larger.
+    found, ran = evaluate(work.model, inputs)["y"], session.run(None, dict(inputs))[0]
+    (scale,) = (v.const_value.numpy() for name, v in work.model.graph.initializers.items() if name == "t.scale")
+    assert np.abs(found - ran).max() <= 1.01 * scale
+
+
+def test_codes_of_another_type_are_no_codes_of_ours() -> None:
+    """A network may come with int8 activations, or a scale for every channel: those are rounded to uint8 once more."""
+    text = """signed (float[B, 5, 80] x, float[80, 96] w) => (float[B, 5, 96] y)
+    { s = Constant <value = float {0.03}> () z = Constant <value = int8 {3}> ()
+      q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) y = MatMul (d, w) }"""
+    program = network(text)
+    canonicalize(program)
+    inputs = feed(program, rows=4)
+    work = program.clone()
+    histogram = Histogram()
+    histogram.observe(evaluate(program.model, inputs, watch=["d"])["d"].reshape(-1, 80))
+    (outcome,) = apply_pass(work, QuantizeStatic(statistics={"d": histogram}))
+    assert isinstance(outcome, Applied)
+    assert operators(work) == ["QuantizeLinear", "DequantizeLinear", "QuantizeLinear", "MatMulIntegerToFloat"]
+    assert relative_error(program, work, inputs) <= 2.0**-6
 
 
 def test_a_correction_of_low_rank_lowers_the_error() -> None:
