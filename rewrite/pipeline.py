@@ -253,6 +253,10 @@ def convert(
     """
     chosen = _target(target)
     steps = _priced(passes_of(passes, recipe), chosen)
+    if isinstance(calibration, str | Path):
+        from rewrite.calibration_data import find_files
+
+        find_files(Path(calibration))  # data that cannot be used is said before the network is captured
     stages = Stages(progress)
     with new_folder(Path(out), source, force) as folder:
         with stages("capture"):

@@ -17,7 +17,7 @@ import pytest
 import rewrite
 from rewrite import pipeline
 from rewrite.check.inputs import generate_inputs
-from rewrite.errors import RequestError
+from rewrite.errors import InputsError, RequestError
 from rewrite.export_hf import convert_checkpoint
 from rewrite.ir.program import Program, save_model
 from rewrite.passes import APPROXIMATIONS
@@ -138,6 +138,13 @@ def test_requests_that_make_no_sense_are_refused(family_program: Callable[[str],
         passes_of(None, str(tmp_path / "recipe.json"))
     with pytest.raises(RequestError, match="no place for what quantize-weights makes"):
         convert_checkpoint("models/checkpoints/bytegpt", tmp_path / "out", recipe="int4-weight")
+
+
+def test_unusable_data_is_said_before_the_network_is_captured(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputsError, match="holds no files"):
+        pipeline.convert("no network at all", tmp_path / "out", recipe="int8-static", calibration=tmp_path / "data")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_preset_that_quantizes_nothing_says_so(family_program: Callable[[str], Program], tmp_path: Path) -> None:

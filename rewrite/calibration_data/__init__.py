@@ -7,6 +7,7 @@ A path is read several times and may be larger than the memory. So sets are made
 that depends on names alone; and it may be hostile, so that nothing is unpickled and no link leads out of a folder.
 """
 
+from rewrite.calibration_data.files import find_files
 from rewrite.calibration_data.sets import SAMPLES, CalibrationSets, calibration_sets
 
-__all__ = ["SAMPLES", "CalibrationSets", "calibration_sets"]
+__all__ = ["SAMPLES", "CalibrationSets", "calibration_sets", "find_files"]
