@@ -6,9 +6,10 @@
 Every method gets the same calibration data, all of it training data, and a float model: others get two, the exporter's
 (`plain`, opset 18, attention written out) and our rewritten one (`ours`, so that what is left is the quantizing).
 Quality is measured on held-out data: bits per byte of a language model, accuracy and bits per image (cross-entropy)
-of a classifier. Latency is one sequence of 128 or one image, one thread, no spinning, all sessions of a network in
-one process in turn, medians; as a ratio to the faster float artifact. Both clocks are kept: the wall's, and the
-thread's own time, which moves less where other processes want the cores and is what verdicts are of.
+of a classifier. Latency is one sequence of 128 or one image, one thread, no spinning, all sessions of a network in turn
+in one process, and that in several processes; the median over all turns of the ratio to the faster float artifact. Both
+clocks are kept: the wall's, and the thread's own time, which moves less where other processes want the cores and is
+what verdicts are of. Where a recipe of ours quantizes nothing, as it says, its artifact is the float network.
 
 A verdict is on a network and a format, as the recipes name it. Each of others' artifacts must be matched by one of ours
 of that format: not worse by more than two standard errors of the paired difference over the held-out items, and not
@@ -78,7 +79,7 @@ def build(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict[s
     for recipe in arguments.recipes:
         target = folder / "recipes" / recipe
         answer = _once(target, lambda out, name=recipe: _convert(program(), out, recipe=name, inputs=sets))
-        answer |= _float_after_all(target) if "failure" not in answer else {}
+        answer |= {"float": _reasons(target)} if "failure" not in answer else {}
         made.append({"method": recipe, "source": "recipe", "format": recipe.split("+")[-1]} | answer)
     return made
 
@@ -87,15 +88,13 @@ def _float(name: str, folder: Path, make: Callable[[Path], None]) -> dict[str, A
     return {"method": "float", "source": name, "format": "float"} | _once(folder / name, make)
 
 
-def _float_after_all(target: Path) -> dict[str, Any]:
-    """The failure of a recipe whose artifact approximates nothing, with the reasons its report gives."""
+def _reasons(target: Path) -> str:
+    """Why the artifact of a recipe approximates nothing, as its report says; empty where it does."""
     report = json.loads((target / "report.json").read_text())
     if report["verdict"].startswith("EQUAL_MODULO"):
-        return {}
-    reasons = dict.fromkeys(
-        site["reason"] for site in report["sites"] if site["pass_name"].startswith("quantize") and site["reason"]
-    )
-    return {"failure": f"nothing is quantized: {'; '.join(list(reasons)[:3])}"}
+        return ""
+    reasons = [site["reason"] for site in report["sites"] if site["pass_name"].startswith("quantize")]
+    return "; ".join(list(dict.fromkeys(reason for reason in reasons if reason))[:3])
 
 
 def _once(target: Path, make: Callable[[Path], None]) -> dict[str, Any]:
@@ -245,8 +244,12 @@ def quality(folder: Path, name: str, windows: int) -> dict[str, Any]:
     return {"bits": float(items.mean()), "accuracy": accuracy, "items": items.tolist()}
 
 
-def timings(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int) -> dict[str, dict[str, float]]:
-    """Median µs of each artifact by both clocks, in turn in one process; every session warms up first."""
+Turns = dict[str, dict[str, list[float]]]
+"""For each artifact the median µs of every turn, by both clocks."""
+
+
+def timings(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int) -> Turns:
+    """Each artifact in turn in one process; every session warms up first."""
     sessions = {key: session_of(Path(folder)) for key, folder in folders.items()}
     taken = {key: {given.name for given in session.get_inputs()} for key, session in sessions.items()}
     sets = {key: {name: array for name, array in inputs.items() if name in taken[key]} for key in sessions}
@@ -256,20 +259,51 @@ def timings(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int)
         begin = time.perf_counter()
         session.run(None, sets[key])
         counts[key] = max(1, min(50, int(0.05 / (time.perf_counter() - begin))))
-    walls: dict[str, list[float]] = {key: [] for key in sessions}
-    threads: dict[str, list[float]] = {key: [] for key in sessions}
+    found: Turns = {key: {"wall": [], "cpu": []} for key in sessions}
     for turn in range(rounds):
         for key in sorted(sessions, reverse=bool(turn % 2)):
             sessions[key].run(None, sets[key])
+            walls, threads = [], []
             for _ in range(counts[key]):
                 wall, thread = time.perf_counter(), time.thread_time()
                 sessions[key].run(None, sets[key])
-                threads[key].append(time.thread_time() - thread)
-                walls[key].append(time.perf_counter() - wall)
+                threads.append(time.thread_time() - thread)
+                walls.append(time.perf_counter() - wall)
+            found[key]["wall"].append(statistics.median(walls) * 1e6)
+            found[key]["cpu"].append(statistics.median(threads) * 1e6)
+    return found
+
+
+def latency(
+    running: dict[str, dict[str, Any]], inputs: dict[str, np.ndarray], arguments: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """µs of each artifact, and its ratio to the faster float one in the same turn: medians over all turns.
+
+    Several processes take turns: one alone may be unlucky with where its memory lies, or with its neighbours.
+    """
+    folders = {key: one["folder"] for key, one in running.items()}
+    turns: Turns = {key: {"wall": [], "cpu": []} for key in folders}
+    for _ in range(arguments.processes):
+        for key, found in _in_a_process(folders, inputs, arguments.rounds).items():
+            for clock, each in found.items():
+                turns[key][clock] += each
+    floats = [key for key, one in running.items() if one["format"] == "float"]
+    base = min(floats, key=lambda key: statistics.median(turns[key]["cpu"]))
     return {
-        key: {"wall_us": statistics.median(walls[key]) * 1e6, "cpu_us": statistics.median(threads[key]) * 1e6}
-        for key in sessions
+        key: {
+            **{f"{clock}_us": statistics.median(each) for clock, each in found.items()},
+            **{
+                f"{clock}_ratio": statistics.median(mine / its for mine, its in zip(each, turns[base][clock]))
+                for clock, each in found.items()
+            },
+        }
+        for key, found in turns.items()
     }
+
+
+def _in_a_process(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int) -> Turns:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(timings, folders, inputs, rounds).result()
 
 
 TARGETS = (("int8-dynamic", 128, 1.8), ("int8-static", 128, 1.8), ("int4-weight", 1, 2.0))
@@ -281,18 +315,13 @@ def latencies(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     name = networks.GPT2
     made = build(name, arguments.folder / name, arguments)
     running = {str(index): one for index, one in enumerate(made) if "failure" not in one}
-    folders = {key: one["folder"] for key, one in running.items()}
     for one in running.values():
         one["bytes"] = size_of(Path(one["folder"]))
     for length in (128, 1):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            times = pool.submit(timings, folders, networks.one_input(name, length), arguments.rounds).result()
-        for clock in ("wall", "cpu"):
-            floats = [key for key, one in running.items() if one["format"] == "float"]
-            base = min(times[key][f"{clock}_us"] for key in floats)
-            for key, one in running.items():
-                one |= {f"{clock}_us_{length}": times[key][f"{clock}_us"]}
-                one |= {f"{clock}_times_{length}": base / times[key][f"{clock}_us"]}
+        for key, found in latency(running, networks.one_input(name, length), arguments).items():
+            for clock in ("wall", "cpu"):
+                running[key][f"{clock}_us_{length}"] = found[f"{clock}_us"]
+                running[key][f"{clock}_times_{length}"] = 1 / found[f"{clock}_ratio"]
     titles = [f"{length} token{'s' * (length > 1)}, CPU ms | float ÷ it | wall: float ÷ it" for length in (128, 1)]
     print(f"| format | method | of | MB | {' | '.join(titles)} |")
     print("|" + "---|" * 10)
@@ -317,7 +346,6 @@ def size_of(folder: Path) -> int:
 
 def measured(name: str, made: list[dict[str, Any]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The artifacts of a network with their quality, size and latency; one that does not run has failed."""
-    context = multiprocessing.get_context("spawn")
     for one in made:
         if "failure" in one:
             continue
@@ -330,14 +358,8 @@ def measured(name: str, made: list[dict[str, Any]], arguments: argparse.Namespac
         except Exception as error:  # noqa: BLE001 — a file that the runtime refuses is a result of this benchmark
             one["failure"] = f"does not run: {' '.join(str(error).split())}"[:400]
     running = {str(index): one for index, one in enumerate(made) if "failure" not in one}
-    floats = [key for key, one in running.items() if one["format"] == "float"]
-    with ProcessPoolExecutor(1, context) as pool:
-        folders = {key: one["folder"] for key, one in running.items()}
-        times = pool.submit(timings, folders, networks.one_input(name), arguments.rounds).result()
-    for clock in ("wall", "cpu"):
-        base = min(times[key][f"{clock}_us"] for key in floats)
-        for key, one in running.items():
-            one |= {f"{clock}_us": times[key][f"{clock}_us"], f"{clock}_ratio": times[key][f"{clock}_us"] / base}
+    for key, found in latency(running, networks.one_input(name), arguments).items():
+        running[key] |= found
     return made
 
 
@@ -374,13 +396,15 @@ def best(made: Iterable[dict[str, Any]], form: str, ours: bool) -> dict[str, Any
 def label(one: dict[str, Any] | None) -> str:
     if one is None:
         return "none"
-    return one["method"] if one["source"] == "recipe" else f"{one['method']} of {one['source']}"
+    if one["source"] == "recipe":
+        return f"{one['method']}{' (float)' if one.get('float') else ''}"
+    return f"{one['method']} of {one['source']}"
 
 
 def table(name: str, made: list[dict[str, Any]]) -> str:
     """A Markdown table of one network: a row for each artifact that runs, best first within its format."""
     unit = "bits per byte" if networks.is_language(name) else "accuracy | bits per image"
-    lines = [f"\n### {name}\n", f"| format | method | float | {unit} | ÷ float | MB | CPU ÷ float | wall ÷ float |"]
+    lines = [f"\n### {name}\n", f"| format | artifact | {unit} | ÷ float | MB | CPU ÷ float | wall ÷ float |"]
     lines.append("|" + "---|" * (lines[-1].count("|") - 1))
     floats = [one for one in made if one["format"] == "float" and "failure" not in one]
     base = min(one["bits"] for one in floats)
@@ -389,7 +413,7 @@ def table(name: str, made: list[dict[str, Any]]) -> str:
         for one in sorted(rows, key=lambda row: row["bits"]):
             value = f"{one['bits']:.4f}" if networks.is_language(name) else f"{one['accuracy']:.4f} | {one['bits']:.4f}"
             lines.append(
-                f"| {form} | {one['method']} | {one['source']} | {value} | {one['bits'] / base:.4f} "
+                f"| {form} | {label(one)} | {value} | {one['bits'] / base:.4f} "
                 f"| {one['bytes'] / 1e6:.2f} | {one['cpu_ratio']:.2f} | {one['wall_ratio']:.2f} |"
             )
     return "\n".join(lines)
@@ -427,7 +451,8 @@ def main() -> int:
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="our recipes")
     parser.add_argument("--calibration", type=int, default=16, help="sets of inputs: windows, or eight images each")
     parser.add_argument("--windows", type=int, default=64, help="held-out windows of 256 bytes")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each process that measures latency")
+    parser.add_argument("--processes", type=int, default=5, help="processes that measure latency, one after the other")
     parser.add_argument("--inc-python", help="interpreter that has neural-compressor 2.x")
     parser.add_argument("--onc-python", help="interpreter that has onnx-neural-compressor")
     parser.add_argument("--olive-python", help="interpreter that has olive-ai")

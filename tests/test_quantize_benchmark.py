@@ -113,6 +113,19 @@ def test_an_artifact_is_matched_by_one_of_ours_that_is_as_good_and_as_fast(bench
     assert benchmark.unmatched([theirs | {"failure": "none"}], "int8-static") == []
 
 
+def test_latency_is_a_ratio_within_every_turn(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process, or a turn, in which all is twice as slow changes no ratio; one slow turn of one artifact neither."""
+    pace = np.array([1.0, 2.0, 1.0, 3.0, 1.0])
+    slips = np.array([1.0, 1.0, 9.0, 1.0, 1.0])
+    turns = {"0": 100 * pace, "1": 120 * pace, "2": 50 * pace * slips}
+    found = {key: {"wall": each.tolist(), "cpu": each.tolist()} for key, each in turns.items()}
+    monkeypatch.setattr(benchmark, "_in_a_process", lambda *_: found)
+    running = {key: {"folder": "", "format": form} for key, form in zip(turns, ("float", "float", "int8-static"))}
+    arguments = type("Arguments", (), {"processes": 3, "rounds": 5})
+    measured = benchmark.latency(running, {}, arguments)
+    assert [measured[key]["cpu_ratio"] for key in turns] == pytest.approx([1.0, 1.2, 0.5])
+
+
 def test_a_difference_within_two_standard_errors_is_none(benchmark: Any) -> None:
     first, second = artifact("plain", 1.0, 0.5), artifact("recipe", 1.0, 0.5)
     noise = np.random.default_rng(0).normal(size=100)
