@@ -22,7 +22,18 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from rewrite.proof.constants import Arranged, Array, Constant, Joined, Region, Stored, blocks, spacing
+from rewrite.proof.constants import (
+    Arranged,
+    Array,
+    Constant,
+    Joined,
+    Permuted,
+    Region,
+    Reshaped,
+    Stored,
+    blocks,
+    spacing,
+)
 
 SATURATES = "possible without VNNI"
 """That two products of neighbours may leave the 16 bits in which processors without VNNI add them."""
@@ -377,7 +388,7 @@ class Dequantized(Stored):
 
 @dataclass(frozen=True, eq=False)
 class _Positions(Constant):
-    """The place of every entry among all, in row-major order."""
+    """The place of every entry among all, in row-major order, from 1: a layout puts zeros where it has no entry."""
 
     shape: tuple[int, ...]
 
@@ -390,12 +401,19 @@ class _Positions(Constant):
         return None
 
     def raw(self, region: Region) -> np.ndarray:
-        places = np.arange(math.prod(self.shape)).reshape(self.shape)
+        places = np.arange(1, 1 + math.prod(self.shape)).reshape(self.shape)
         return places[region]
 
 
+def _is_whole(constant: Constant) -> bool:
+    """Whether every stored number is an entry exactly once, as far as the layouts say."""
+    while isinstance(constant, Permuted | Reshaped):
+        constant = constant.inner
+    return isinstance(constant, Stored)
+
+
 def _laid_out(constant: Constant, like: Dequantized) -> Constant:
-    """Where the entries of `constant`, a layout of `like`, stand in that."""
+    """Where the entries of `constant`, a layout of `like`, stand in that; 0 for those that are none of its."""
     if constant is like or isinstance(constant, Stored):
         return _Positions(constant.shape)
     assert isinstance(constant, Arranged)
@@ -444,11 +462,12 @@ def combined(site: Dequantized, parts: list[Measure]) -> Measure | None:
     """The error of a whole constant, by those of its parts; None where parts overlap without one holding the other."""
     parts = sorted(parts, key=lambda each: -each.constant.size)
     total = Measure(site)
-    if not parts or parts[0].constant.size == site.size:
+    if not parts or _is_whole(parts[0].constant):
         return total + parts[0] if parts else total
     seen = np.zeros(site.size, bool)
     for part in parts:
         places = _laid_out(part.constant, site).whole().reshape(-1)
+        places = places[places > 0] - 1
         known = int(np.count_nonzero(seen[places]))
         if known == len(places):
             continue

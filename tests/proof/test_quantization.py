@@ -447,6 +447,27 @@ def test_convolutions_and_their_biases():
         assert not prove(original, model(text, wrong)).verdict.holds
 
 
+@pytest.mark.parametrize("taps", [(1, 1), (1, 2), (3, 3)])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_the_error_of_a_grouped_convolution_is_that_of_all_its_taps(groups, taps):
+    """Its matrices have zeros beside the blocks, which are nobody's codes; each tap has a matrix of its own."""
+    kernel = numbers(8, 8 // groups, *taps)
+    scales = np.full(8, 2.0**-5, np.float32)
+    codes = np.clip(np.rint(kernel / scales[:, None, None, None]), -127, 127).astype(np.int8)
+    head, shape = f"(float[B,8,5,5] x) => (float[B,8,{6 - taps[0]},{6 - taps[1]}] y)", f"<group={groups}>"
+    original = model(f"{head} {{ y = Conv{shape}(x, w) }}", {"w": kernel})
+    text = f"{head} {{ d = DequantizeLinear<axis=0>(q, s) y = Conv{shape}(x, d) }}"
+    for place in ((0, 0, 0, 0), (-1, -1, -1, -1)):
+        wrong = codes.copy()
+        wrong[place] += 5 if codes[place] < 0 else -5
+        for stored, steps in ((codes, 64.0), (wrong, 64.0)):
+            (site,) = prove(original, model(text, {"q": stored, "s": scales}), steps=steps).sites
+            off = stored * scales[:, None, None, None].astype(float) - kernel
+            assert site.error_steps == pytest.approx(np.abs(off).max() / scales[0])
+            assert site.error_relative == pytest.approx(np.linalg.norm(off) / np.linalg.norm(kernel))
+        assert not prove(original, model(text, {"q": wrong, "s": scales}), steps=1.0).verdict.holds
+
+
 def test_tables_of_codes():
     table = numbers(40, 48, seed=8)
     head = "(int64[B,S] i) => (float[B,S,48] y) {"
