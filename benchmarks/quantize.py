@@ -44,9 +44,12 @@ from quantize_peers import METHODS
 
 FORMATS = ("int8-dynamic", "int8-static", "int4-weight", "int4-weight-int8-activation")
 PREPARATIONS = ("", "rotate+", "smooth+", "rotate+smooth+")
+BLOCKS_OF_128 = "-128"
+"""Behind a name: with blocks of 128 instead of 32, as others have them too."""
 RECIPES = (
     *(prepare + form for form in FORMATS for prepare in PREPARATIONS),
     *(f"{prepare}integer+int8-static" for prepare in PREPARATIONS),
+    *(f"{form}{BLOCKS_OF_128}" for form in FORMATS if form.startswith("int4")),
 )
 SLOWER = 1.05
 """Identical graphs differ by up to 4 % here, so less than this is no difference in latency."""
@@ -76,12 +79,25 @@ def build(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict[s
     ]
     for given in [one for one in made if "failure" not in one]:
         made += peers(given, folder, arguments)
-    for recipe in arguments.recipes:
-        target = folder / "recipes" / recipe
-        answer = _once(target, lambda out, name=recipe: _convert(program(), out, recipe=name, inputs=sets))
+    for name in arguments.recipes:
+        target, recipe = folder / "recipes" / name, _recipe(name, folder)
+        answer = _once(target, lambda out, recipe=recipe: _convert(program(), out, recipe=recipe, inputs=sets))
         answer |= {"float": _reasons(target)} if "failure" not in answer else {}
-        made.append({"method": recipe, "source": "recipe", "format": recipe.split("+")[-1]} | answer)
+        form = name.removesuffix(BLOCKS_OF_128).split("+")[-1]
+        made.append({"method": name, "source": "recipe", "format": form} | answer)
     return made
+
+
+def _recipe(name: str, folder: Path) -> str:
+    """A recipe's name, or the file of one with other blocks."""
+    from rewrite.recipes import RECIPES as KNOWN
+
+    if not name.endswith(BLOCKS_OF_128):
+        return name
+    steps = KNOWN[name.removesuffix(BLOCKS_OF_128)]
+    path = folder / f"{name}.recipe.json"
+    path.write_text(json.dumps([step if isinstance(step, str) else {**step, "block": 128} for step in steps]))
+    return str(path)
 
 
 def _float(name: str, folder: Path, make: Callable[[Path], None]) -> dict[str, Any]:
@@ -244,12 +260,14 @@ def quality(folder: Path, name: str, windows: int) -> dict[str, Any]:
     return {"bits": float(items.mean()), "accuracy": accuracy, "items": items.tolist()}
 
 
+TURN = 0.05
+"""Seconds of one artifact's turn."""
 Turns = dict[str, dict[str, list[float]]]
 """For each artifact the median µs of every turn, by both clocks."""
 
 
-def timings(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int) -> Turns:
-    """Each artifact in turn in one process; every session warms up first."""
+def timings(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int, seed: int) -> Turns:
+    """Each artifact in turn in one process, in an order by chance, since neighbours change the processor's pace."""
     sessions = {key: session_of(Path(folder)) for key, folder in folders.items()}
     taken = {key: {given.name for given in session.get_inputs()} for key, session in sessions.items()}
     sets = {key: {name: array for name, array in inputs.items() if name in taken[key]} for key in sessions}
@@ -258,10 +276,11 @@ def timings(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int)
         session.run(None, sets[key])
         begin = time.perf_counter()
         session.run(None, sets[key])
-        counts[key] = max(1, min(50, int(0.05 / (time.perf_counter() - begin))))
+        counts[key] = max(1, int(TURN / (time.perf_counter() - begin)))
     found: Turns = {key: {"wall": [], "cpu": []} for key in sessions}
-    for turn in range(rounds):
-        for key in sorted(sessions, reverse=bool(turn % 2)):
+    order = np.random.default_rng(seed)
+    for _ in range(rounds):
+        for key in order.permutation(list(sessions)):
             sessions[key].run(None, sets[key])
             walls, threads = [], []
             for _ in range(counts[key]):
@@ -283,8 +302,8 @@ def latency(
     """
     folders = {key: one["folder"] for key, one in running.items()}
     turns: Turns = {key: {"wall": [], "cpu": []} for key in folders}
-    for _ in range(arguments.processes):
-        for key, found in _in_a_process(folders, inputs, arguments.rounds).items():
+    for process in range(arguments.processes):
+        for key, found in _in_a_process(folders, inputs, arguments.rounds, process).items():
             for clock, each in found.items():
                 turns[key][clock] += each
     floats = [key for key, one in running.items() if one["format"] == "float"]
@@ -301,9 +320,9 @@ def latency(
     }
 
 
-def _in_a_process(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int) -> Turns:
+def _in_a_process(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int, seed: int) -> Turns:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(timings, folders, inputs, rounds).result()
+        return pool.submit(timings, folders, inputs, rounds, seed).result()
 
 
 TARGETS = (("int8-dynamic", 128, 1.8), ("int8-static", 128, 1.8), ("int4-weight", 1, 2.0))
