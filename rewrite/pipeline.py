@@ -6,6 +6,7 @@ Everything here has a result object with a readable repr; nothing prints. Heavy 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 Inputs = Mapping[str, np.ndarray]
+MEASURED_SETS = 16
+"""Sets of calibration data that the cost of an approximation is measured on."""
 Data: TypeAlias = "Sequence[Inputs] | CalibrationSets"
 """Sets of inputs that are read several times."""
 
@@ -287,7 +290,8 @@ def convert(
         report = _report(source, chosen, program, steps, outcomes, proof, path)
         if check:
             with stages("check"):
-                report = _checked(report, work, proof, path, sets)
+                measured = _measured_on(sets, inputs is not None, data)
+                report = _checked(report, work, proof, path, sets, *measured)
         report = stages.write(report, folder)
     return report
 
@@ -345,11 +349,29 @@ def _inputs(model: ir.Model, given: str | Path | Sequence[Inputs] | None) -> lis
     return [dict(one) for one in given]
 
 
-def _checked(report: Report, work: Program, proof: Proof, path: Path, sets: list[dict[str, np.ndarray]]) -> Report:
+def _measured_on(sets: Sequence[Inputs], given: bool, calibration: Iterable[Inputs]) -> tuple[Sequence[Inputs], str]:
+    """What an approximation is measured on, real data before generated, and what that is in words."""
+    if given:
+        return sets, "the given inputs"
+    found = list(itertools.islice(calibration, MEASURED_SETS))
+    return (
+        (found, "what it was calibrated on") if found else (sets, "generated inputs, which real ones need not be like")
+    )
+
+
+def _checked(
+    report: Report,
+    work: Program,
+    proof: Proof,
+    path: Path,
+    sets: list[dict[str, np.ndarray]],
+    measured: Sequence[Inputs],
+    data: str,
+) -> Report:
     """The report with the numbers: exact constants against the capture in float64, and the artifact as it runs.
 
     Where sites are declared, the network without them is compared with the capture, and the artifact with what its
-    graph says.
+    graph says. What the approximation costs is taken over `measured`, which is `data`.
     """
     from rewrite.check import diff_models, label
     from rewrite.check.approximation import measure_approximation
@@ -377,12 +399,14 @@ def _checked(report: Report, work: Program, proof: Proof, path: Path, sets: list
     found = measure_approximation(
         exact,
         work.model,
-        sets,
+        measured,
         original=work.original,
         artifact=path,
         options=options,
         reasons={row.site: row.reason for row in report.refused if row.pass_name in _approximating()},
         declared=proof.sites,
+        judged=sets,
+        data=data,
     )
     return report.with_approximation(found)
 

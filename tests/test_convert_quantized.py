@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,29 @@ def test_a_preset_that_quantizes_nothing_says_so(family_program: Callable[[str],
     assert report.verdict.startswith("EQUAL(")
     assert "quantize-static approximated nothing: the range of" in report.warnings[-1]
     assert not converted(family_program("gpt2"), "int8-static", tmp_path / "with", check=False).warnings
+
+
+def test_the_cost_is_measured_on_real_data_where_there_is_some(
+    family_program: Callable[[str], Program], tmp_path: Path
+) -> None:
+    """Ranges that fit the data do not fit what the check makes up, which says nothing of the cost."""
+    program = family_program("resnet")
+    dim = [{name: 0.01 * array for name, array in one.items()} for one in generate_inputs(program.original)[:3]]
+    passes = [replace(each, minimum=64) if each.approximates else each for each in passes_of(None, "int8-static")]
+    decibels = []
+    for name, options in {
+        "the given inputs": {"inputs": dim},
+        "what it was calibrated on": {"calibration": dim},
+    }.items():
+        report = pipeline.convert(program, tmp_path / "out", passes=passes, force=True, **options)
+        assert report.approximation is not None
+        assert report.approximation.data == name
+        assert report.approximation.main is not None
+        decibels.append(report.approximation.main.sqnr_db)
+    assert decibels[0] == decibels[1] > 20
+    report = pipeline.convert(family_program("gpt2"), tmp_path / "out", recipe="int4-weight", force=True)
+    assert report.approximation is not None
+    assert report.approximation.data.startswith("generated inputs")
 
 
 def test_every_preset_is_one_approximation_behind_the_default() -> None:

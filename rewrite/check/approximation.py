@@ -53,6 +53,9 @@ BINS = 64
 LOCAL_SETS = 4
 """Sets of inputs that local errors and shares are taken over."""
 
+JUDGED_SETS = 2
+"""Sets of inputs that are evaluated in float64, to judge the runtime and for histograms."""
+
 LEAST_ELEMENTS = 256
 """Constants of fewer entries are no weights."""
 
@@ -151,7 +154,8 @@ class FloatWeight:
 
 @dataclass(frozen=True)
 class Approximation:
-    """All of it; `sites` worst first. `declared` are the proof's sites in plain types."""
+    """All of it; `sites` worst first. `declared` are the proof's sites in plain types, `data` says what it is measured
+    on."""
 
     outputs: tuple[OutputQuality, ...]
     runtime: RuntimeCheck | None
@@ -160,6 +164,7 @@ class Approximation:
     bytes_before: int
     bytes_after: int
     declared: tuple[dict[str, Any], ...] = ()
+    data: str = ""
 
     @property
     def verdict(self) -> str:
@@ -212,6 +217,7 @@ class Approximation:
             bytes_before=data["bytes_before"],
             bytes_after=data["bytes_after"],
             declared=tuple(dict(row) for row in data["declared"]),
+            data=str(data["data"]),
         )
 
     def to_json(self) -> str:
@@ -272,22 +278,24 @@ def measure_approximation(
     reasons: Mapping[str, str] | None = None,
     declared: Iterable[Any] = (),
     max_sites: int = 128,
-    judged: int = 2,
+    judged: Sequence[Inputs] | None = None,
+    data: str = "",
 ) -> Approximation:
     """Measure `quantized`, whose sites erased it is `exact`, on `sets` of inputs.
 
     `artifact` runs with `options` (the quantized graph itself, unoptimized, where absent). `original` is the network
     before its transforms, for histograms of activations. `reasons` says by a weight's name why it stayed in floating
     point, `declared` are the proof's sites. Shares are measured of at most `max_sites` sites, those of the largest
-    local error; the runtime is judged on `judged` sets.
+    local error. The runtime is judged on the first `JUDGED_SETS` of `judged`, or of `sets`. `data` says what these are.
     """
     found = find_sites(exact, quantized)
     ran = quantized if artifact is None else artifact
     with Session(ran, unoptimized() if options is None else options) as session, Switched(exact, found) as switched:
         outputs = _quality(exact, switched, session, sets)
         local, errors = _sensitivity(exact, switched, found, sets[:LOCAL_SETS], max_sites)
-        runtime = judge_runtime(quantized, sets[:judged], session) if sets else None
-    walk = _Walk(exact, quantized, original, found, sets[:judged])
+        faithful = (sets if judged is None else judged)[:JUDGED_SETS]
+        runtime = judge_runtime(quantized, faithful, session) if faithful else None
+    walk = _Walk(exact, quantized, original, found, sets[:JUDGED_SETS])
     total = sum(error for error in errors if error is not None)
     rows = [
         _site_row(site, local[i], errors[i], total, walk) for i, site in enumerate(found)
@@ -300,6 +308,7 @@ def measure_approximation(
         bytes_before=_stored_bytes(exact),
         bytes_after=_stored_bytes(quantized),
         declared=tuple(dict(site) if isinstance(site, Mapping) else site.to_json() for site in declared),
+        data=data,
     )
 
 

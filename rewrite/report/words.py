@@ -119,6 +119,8 @@ def approximation(found: Approximation) -> list[str]:
         if main.top1 is not None:
             phrases.append(f"KL {small(main.kl_mean)} in the mean and {small(main.kl_max)} at most")
             phrases.append(f"top-1 {percent(main.top1)}, top-5 {percent(main.top5)}")
+        if found.data:
+            phrases.append(f"measured on {main.sets} set{'s' * (main.sets != 1)} of {found.data}")
     phrases.append(f"{size(found.bytes_before)} → {size(found.bytes_after)} of constants")
     phrases.append(f"{bits(found.bits_per_weight)} bits a weight")
     return phrases
