@@ -13,7 +13,8 @@ what verdicts are of. Where a recipe of ours quantizes nothing, as it says, its 
 
 A verdict is on a network and a format, as the recipes name it. Each of others' artifacts must be matched by one of ours
 of that format: not worse by more than two standard errors of the paired difference over the held-out items, and not
-slower by more than `SLOWER`. What is not matched is listed.
+slower by more than `SLOWER`. One that is not worse than the float network by more than that is not worse than anything,
+since what has fewer bits than float has them by chance. What is not matched is listed.
 
 `--latency` measures a network in the shape of GPT-2 small with random weights instead, of which there is no quality:
 at 128 tokens, and at one, as a decoder with a cache has it at every step. Captures have no cache, so one token here
@@ -391,16 +392,23 @@ def worse_by(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
     return float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
+def no_worse(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether `one` has no more bits than `other`, or more by at most two standard errors."""
+    mean, error = worse_by(one, other)
+    return mean <= 2 * error
+
+
 def unmatched(made: Iterable[dict[str, Any]], form: str) -> list[dict[str, Any]]:
     """The artifacts of others, of a format, that none of ours is as good as and as fast."""
-    running = [one for one in made if one["format"] == form and "failure" not in one]
-    ours = [one for one in running if one["source"] == "recipe"]
+    running = [one for one in made if "failure" not in one]
+    exact = [one for one in running if one["format"] == "float"]
+    ours = [one for one in running if one["format"] == form and one["source"] == "recipe"]
 
     def matches(one: dict[str, Any], other: dict[str, Any]) -> bool:
-        mean, error = worse_by(one, other)
-        return mean <= 2 * error and one["cpu_ratio"] <= SLOWER * other["cpu_ratio"]
+        as_good = no_worse(one, other) or any(no_worse(one, float_one) for float_one in exact)
+        return as_good and one["cpu_ratio"] <= SLOWER * other["cpu_ratio"]
 
-    theirs = [one for one in running if one["source"] != "recipe"]
+    theirs = [one for one in running if one["format"] == form and one["source"] != "recipe"]
     return [other for other in theirs if not any(matches(one, other) for one in ours)]
 
 

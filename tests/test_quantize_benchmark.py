@@ -113,6 +113,14 @@ def test_an_artifact_is_matched_by_one_of_ours_that_is_as_good_and_as_fast(bench
     assert benchmark.unmatched([theirs | {"failure": "none"}], "int8-static") == []
 
 
+def test_fewer_bits_than_float_are_chance(benchmark: Any) -> None:
+    theirs, exact = artifact("plain", 0.9, 0.5), artifact("plain", 1.0, 1.0) | {"format": "float"}
+    ours, worse = artifact("recipe", 1.0, 0.5), artifact("recipe", 1.1, 0.5)
+    assert benchmark.unmatched([theirs, ours], "int8-static") == [theirs]
+    assert benchmark.unmatched([theirs, ours, exact], "int8-static") == []
+    assert benchmark.unmatched([theirs, worse, exact], "int8-static") == [theirs]
+
+
 def test_latency_is_a_ratio_within_every_turn(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process, or a turn, in which all is twice as slow changes no ratio; one slow turn of one artifact neither."""
     pace = np.array([1.0, 2.0, 1.0, 3.0, 1.0])
