@@ -93,48 +93,64 @@ def _rewritten(
 def _applied(
     work: Program, each: Pass[Any], inputs: Data, progress: Progress | None = None, target: Target | None = None
 ) -> list[Outcome]:
-    """One pass, calibrated where there is data; what was there before the first that approximates is kept.
+    """One pass, in place."""
+    from rewrite.rule import apply_pass
+
+    return apply_pass(work, _prepared(work, each, inputs, progress, target))
+
+
+def _prepared(
+    work: Program, each: Pass[Any], inputs: Data, progress: Progress | None = None, target: Target | None = None
+) -> Pass[Any]:
+    """The pass, calibrated where there is data; what was there before the first that approximates is kept.
 
     What is to be approximated has the weights that the kernels of `target` read.
     """
     from rewrite.calibrate import calibrated
-    from rewrite.rule import apply_pass
 
     if each.approximates and work.exact is None:
         if target is not None:
             target.divide_weights(work.model)
         work.exact = work.model.clone()
-    return apply_pass(work, calibrated(each, work, inputs, progress) if inputs else each)
+    return calibrated(each, work, inputs, progress) if inputs else each
 
 
 def _proved_stepwise(
     program: Program, passes: Sequence[Pass[Any]], inputs: Data, target: Target | None = None
 ) -> tuple[Program, list[Outcome], Proof]:
-    """Pass by pass, each kept only if the proof follows it."""
+    """Pass by pass, each kept only if the proof follows it; an approximation at the sites where it does."""
+    from rewrite.followed import followed
+    from rewrite.rule import apply_pass
+
     work, outcomes = _rewritten(program, [], ())
     proof = prove(work.original, work.model)
     if not proof.verdict.holds:
-        # Not even the canonical form can be followed: the network stays as it was captured.
+        # Not even the canonical form can be followed: what is an equivalence stays as it was captured.
+        outcomes = [_refused_by_proof(each, proof.verdict) for each in passes if not each.approximates]
+        passes = [each for each in passes if each.approximates]
         work = program.clone()
         proof = prove(work.original, work.model)
-        return work, [_refused_by_proof(each, proof.verdict) for each in passes], proof
     for each in passes:
         trial = work.clone()
-        done = _applied(trial, each, inputs, target=target)
+        rule = _prepared(trial, each, inputs, target=target)
+        before = trial.clone() if each.approximates else trial
+        done = apply_pass(trial, rule)
         attempt = _proof(trial, trial.model)
-        if attempt.verdict.holds:
-            work, proof = trial, attempt
-            outcomes += done
-        else:
+        found = (trial, done, attempt) if attempt.verdict.holds else None
+        if found is None and each.approximates:
+            found = followed(before, rule, lambda partly: _proof(partly, partly.model))
+        if found is None:
             outcomes.append(_refused_by_proof(each, attempt.verdict))
+        else:
+            work, done, proof = found
+            outcomes += done
     return work, outcomes, proof
 
 
 def _refused_by_proof(each: Pass[Any], verdict: Verdict) -> Outcome:
-    from rewrite.rule import Refusal, Refused
+    from rewrite.followed import refused
 
-    text = "the rewritten network is proved equal"
-    return Refused(each.name, "all", Refusal("PROOF", text, verdict.node, "", verdict.reason))
+    return refused(each, "all", verdict)
 
 
 def _proof(work: Program, rewritten: ir.Model) -> Proof:
@@ -300,17 +316,16 @@ def _retreat(
     program: Program, steps: Sequence[Pass[Any]], inputs: Data, target: Target, folder: Path
 ) -> tuple[Program, list[Outcome], Lowered, Proof]:
     """The proof did not follow: keep the passes that it follows, then the lowering if it follows that as well."""
-    work, outcomes, _ = _proved_stepwise(program, steps, inputs, target)
-    proof = Proof(Verdict("UNKNOWN"))
+    work, outcomes, proof = _proved_stepwise(program, steps, inputs, target)
     for lowered in (_described(target.lower(work), target, work), _described(work.model, target, work)):
         path = lowered.save(folder)
         proof = _proof(work, _load(path))
         if proof.verdict.holds:
             return work, outcomes, lowered, proof
-    work = program.clone()
+    work, failed = program.clone(), proof.verdict
     lowered = Lowered(work.model, target)
     proof = prove(work.original, _load(lowered.save(folder)))
-    return work, [_refused_by_proof(each, proof.verdict) for each in steps], lowered, proof
+    return work, [_refused_by_proof(each, failed) for each in steps], lowered, proof
 
 
 def calibration_of(

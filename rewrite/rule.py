@@ -96,7 +96,7 @@ class Refusal:
     reason: str
 
     def __str__(self) -> str:
-        place = f"{self.operator} {self.node}" if self.node else "the graph's inputs"
+        place = f"{self.operator} {self.node}".strip() if self.node else "the graph's inputs"
         return f"{self.requirement} ({self.text}): {self.reason}, at {place}"
 
 
