@@ -299,7 +299,8 @@ def latency(
 ) -> dict[str, dict[str, float]]:
     """µs of each artifact, and its ratio to the faster float one in the same turn: medians over all turns.
 
-    Several processes take turns: one alone may be unlucky with where its memory lies, or with its neighbours.
+    Several processes take turns: one alone may be unlucky with where its memory lies, or with its neighbours. So may
+    one session: artifacts of one structure, which differ in numbers alone, have the median of their ratios.
     """
     folders = {key: one["folder"] for key, one in running.items()}
     turns: Turns = {key: {"wall": [], "cpu": []} for key in folders}
@@ -309,16 +310,34 @@ def latency(
                 turns[key][clock] += each
     floats = [key for key, one in running.items() if one["format"] == "float"]
     base = min(floats, key=lambda key: statistics.median(turns[key]["cpu"]))
-    return {
-        key: {
-            **{f"{clock}_us": statistics.median(each) for clock, each in found.items()},
-            **{
-                f"{clock}_ratio": statistics.median(mine / its for mine, its in zip(each, turns[base][clock]))
-                for clock, each in found.items()
-            },
-        }
-        for key, found in turns.items()
-    }
+    alike: dict[str, list[str]] = {}
+    for key, folder in folders.items():
+        alike.setdefault(structure(Path(folder)), []).append(key)
+    measured: dict[str, dict[str, float]] = {}
+    for keys in alike.values():
+        shared: dict[str, float] = {}
+        for clock in ("wall", "cpu"):
+            ratios = [[mine / its for mine, its in zip(turns[key][clock], turns[base][clock])] for key in keys]
+            shared[f"{clock}_ratio"] = statistics.median(statistics.median(each) for each in ratios)
+        for key in keys:
+            measured[key] = {f"{clock}_us": statistics.median(each) for clock, each in turns[key].items()} | shared
+    return measured
+
+
+def structure(folder: Path) -> str:
+    """What a session's pace rests on: operators, what they read of each other, shapes, types, attributes, options."""
+    import onnx
+
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    names = {each.name: f"{each.data_type}{list(each.dims)}" for each in graph.initializer}
+    names |= {each.name: str(index) for index, each in enumerate(graph.input)}
+    lines = []
+    for node in graph.node:
+        attributes = [onnx.helper.printable_attribute(each) for each in node.attribute if node.op_type != "Constant"]
+        lines.append(f"{node.op_type} {[names.get(name, '') for name in node.input]} {sorted(attributes)}")
+        names |= {name: f"%{len(lines)}.{index}" for index, name in enumerate(node.output)}
+    options = folder / "session.json"
+    return "\n".join([*lines, options.read_text() if options.exists() else ""])
 
 
 def _in_a_process(folders: dict[str, str], inputs: dict[str, np.ndarray], rounds: int, seed: int) -> Turns:

@@ -13,7 +13,7 @@ from networks import feed, network
 
 from rewrite.check.reference import evaluate
 from rewrite.ir.constants import weight_behind
-from rewrite.ir.program import Program
+from rewrite.ir.program import Program, save_model
 from rewrite.ir.weights import Constant
 
 NORM = """
@@ -128,10 +128,24 @@ def test_latency_is_a_ratio_within_every_turn(benchmark: Any, monkeypatch: pytes
     turns = {"0": 100 * pace, "1": 120 * pace, "2": 50 * pace * slips}
     found = {key: {"wall": each.tolist(), "cpu": each.tolist()} for key, each in turns.items()}
     monkeypatch.setattr(benchmark, "_in_a_process", lambda *_: found)
-    running = {key: {"folder": "", "format": form} for key, form in zip(turns, ("float", "float", "int8-static"))}
+    monkeypatch.setattr(benchmark, "structure", str)
+    running = {key: {"folder": key, "format": form} for key, form in zip(turns, ("float", "float", "int8-static"))}
     arguments = type("Arguments", (), {"processes": 3, "rounds": 5})
     measured = benchmark.latency(running, {}, arguments)
     assert [measured[key]["cpu_ratio"] for key in turns] == pytest.approx([1.0, 1.2, 0.5])
+
+
+def test_artifacts_that_differ_in_numbers_alone_have_one_latency(benchmark: Any, tmp_path: Path) -> None:
+    texts = [NORM, NORM, NORM.replace("float[16, 8] k", "float[16, 4] k").replace("S, 8] z", "S, 4] z"), RELU]
+    for index, text in enumerate(texts):
+        (tmp_path / str(index)).mkdir()
+        save_model(network(text, seed=index).model, tmp_path / str(index) / "model.onnx")
+    (tmp_path / "4").mkdir()
+    save_model(network(NORM).model, tmp_path / "4" / "model.onnx")
+    (tmp_path / "4" / "session.json").write_text("{}")
+    found = [benchmark.structure(tmp_path / str(index)) for index in range(5)]
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
 
 
 def test_a_difference_within_two_standard_errors_is_none(benchmark: Any) -> None:
