@@ -8,11 +8,12 @@ f is ReLU, LeakyReLU, PReLU, pooling, a sum with other such values, layout, or n
 that the up branch of a gated MLP is equalized with the down projection and the gate stays, also where one matrix writes
 both and a Split parts them. Kernels of Conv (grouped and depthwise too), ConvTranspose and a frozen BatchNorm's γ and β
 are such constants as well: a diagonal passes zero padding. Where a channel of W₁ or W₂ is all zero, s is 1. A value
-that is equalized is not equalized again.
+that is equalized is not equalized again. Where the value in front of a matrix W₂ was measured, max|f(h)_j| stands for
+max|W₁_j|: outliers of a gated MLP come of products, and no weight shows them.
 
 Shapes    x (..., k)   W₁ (k, d)   b, s (d,)   W₂ (d, n)
 Relation  equal over the reals; every value between W₁ and W₂ is the original's times diag(1/s)
-Source    Nagel et al. 2019, arXiv:1906.04721, §4.1
+Source    Nagel et al. 2019, arXiv:1906.04721, §4.1; measured, Xiao et al. 2022, arXiv:2211.10438, eq. 4, α = ½
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from rewrite.basis.scaling import (
 from rewrite.ir.constants import is_constant, weight_behind
 from rewrite.ir.edit import is_operator, shape_of
 from rewrite.ir.program import Program
+from rewrite.ir.statistics import Statistics
 from rewrite.ir.weights import Transformed
 from rewrite.proof.transforms import Scaling
 from rewrite.rule import Breach, Change, Pass, Requirement, Site, read_elsewhere, steps
@@ -130,10 +132,12 @@ def _unshared(rule: Equalize, site: Between) -> Breach | None:
 class Equalize(Pass[Between]):
     """Weights on both sides of a positively homogeneous function get the same range, channel by channel.
 
-    `powers_of_two`: choose s among powers of two, so that nothing is rounded.
+    `powers_of_two`: choose s among powers of two, so that nothing is rounded. `statistics`: the ranges measured of what
+    matrices read; without them the weights on both sides say what to expect.
     """
 
     powers_of_two: bool = False
+    statistics: Statistics | None = None
 
     name: ClassVar[str] = "equalize"
     requires: ClassVar[tuple[Requirement, ...]] = (
@@ -167,13 +171,24 @@ class Equalize(Pass[Between]):
                 nodes = tuple(dict.fromkeys((*(use.node for use in uses), node)))
                 yield Between(name, nodes, region, part)
 
+    def calibrates(self, program: Program) -> Iterator[str]:
+        """What is to be measured: values whose channels are their last axis."""
+        for site in self.sites(program):
+            axes = {value.name: (axis, len(shape_of(value) or ())) for value, axis in site.region.axes.items()}
+            axis, rank = axes.get(site.name, (0, 0))
+            if axis == rank - 1:
+                yield site.name
+
     def rewrite(self, site: Between, change: Change) -> None:
         region, written, read = site.region, np.zeros(site.region.size), np.zeros(site.region.size)
-        for use in site.writers:
+        measured = (self.statistics or {}).get(site.name)
+        for use in site.writers if measured is None else ():
             found = channel_maxima(weight_behind(use.value), use.axis)
             if site.part is not None and use in site.part.whole.constants:
                 found = found[site.part.offset : site.part.offset + region.size]
             written = np.maximum(written, found)
+        if measured is not None:
+            written = measured.magnitude
         for factor in site.factors.values():
             read = np.maximum(read, factor.maxima(region.size))
         alive = (written > 0) & (read > 0)

@@ -9,6 +9,8 @@ import pytest
 from diagonal_checks import check_family, proof_of, replace, rewritten, stored
 from networks import difference, feed, network, operators
 
+from rewrite.calibrate import calibrated
+from rewrite.check.reference import evaluate
 from rewrite.ir.program import Program
 from rewrite.ir.weights import Constant, Scale
 from rewrite.passes import Equalize
@@ -52,6 +54,15 @@ fused (float[B, S, 5] x, float[5, 12] both, float[12] b, float[6, 4] down) => (f
     m = Mul (a, u)
     y = MatMul (m, down)
 }}
+"""
+
+RELU_CONVOLUTIONS = """
+convolutions (float[B, 3, 8, 8] x, float[6, 3, 3, 3] first, float[4, 6, 1, 1] second) => (float[B, 4, 6, 6] y)
+{
+    h = Conv (x, first)
+    r = Relu (h)
+    y = Conv (r, second)
+}
 """
 
 CONVOLUTIONS = """
@@ -108,6 +119,37 @@ def test_both_sides_have_one_range_afterwards() -> None:
     assert np.allclose(np.abs(stored(after, "w1.equalized")).max(0), np.abs(stored(after, "w2.equalized")).max(1))
     assert np.allclose(stored(after, "b.equalized"), stored(before, "b") / s, rtol=1e-15)
     assert np.array_equal(stored(after, "w2.equalized"), stored(before, "w2") * s[:, None])
+
+
+def test_what_was_measured_stands_for_the_weights_that_write_it() -> None:
+    """Products of two branches have outliers that no weight shows; afterwards both sides have one range again."""
+    before = network(GATED.format(order="a, u"))
+    inputs = [feed(before, seed=seed, rows=4) for seed in range(3)]
+    inputs[0]["x"] *= 9
+    rule = calibrated(Equalize(), before, inputs)
+    assert isinstance(rule, Equalize)
+    assert set(rule.statistics or ()) == {"m"}
+    after = before.clone()
+    (outcome,) = apply_pass(after, rule)
+    assert isinstance(outcome, Applied)
+    assert difference(before, after, inputs[1]) <= 1
+    assert proof_of(before, after).verdict.holds
+    values = np.concatenate(
+        [evaluate(after.model, one, watch=["m"], unrounded=True)["m"].reshape(-1, 6) for one in inputs]
+    )
+    down = next(stored(after, name) for name in after.model.graph.initializers if name.startswith("down"))
+    assert np.abs(values).max(0) == pytest.approx(np.abs(down).max(1))
+    by_weights = before.clone()
+    apply_pass(by_weights, Equalize())
+    other = next(stored(by_weights, name) for name in by_weights.model.graph.initializers if name.startswith("down"))
+    assert not np.allclose(other, down)
+
+
+def test_kernels_are_equalized_by_weights_alone() -> None:
+    """What a convolution reads has its channels in the middle, which is not what is measured."""
+    before = network(RELU_CONVOLUTIONS)
+    assert not list(Equalize().calibrates(before))
+    assert len(list(Equalize().sites(before))) == 1
 
 
 def test_powers_of_two_round_nothing() -> None:
