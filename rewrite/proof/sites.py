@@ -28,6 +28,7 @@ from rewrite.proof.constants import (
     Constant,
     Joined,
     Permuted,
+    Reciprocal,
     Region,
     Reshaped,
     Stored,
@@ -407,7 +408,7 @@ class _Positions(Constant):
 
 def _is_whole(constant: Constant) -> bool:
     """Whether every stored number is an entry exactly once, as far as the layouts say."""
-    while isinstance(constant, Permuted | Reshaped):
+    while isinstance(constant, Permuted | Reshaped | Reciprocal):
         constant = constant.inner
     return isinstance(constant, Stored)
 
@@ -417,6 +418,8 @@ def _laid_out(constant: Constant, like: Dequantized) -> Constant:
     if constant is like or isinstance(constant, Stored):
         return _Positions(constant.shape)
     assert isinstance(constant, Arranged)
+    if isinstance(constant, Reciprocal):
+        return _laid_out(constant.inner, like)
     from dataclasses import replace
 
     return replace(constant, inner=_laid_out(constant.inner, like))

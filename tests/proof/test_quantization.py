@@ -468,6 +468,22 @@ def test_the_error_of_a_grouped_convolution_is_that_of_all_its_taps(groups, taps
         assert not prove(original, model(text, {"q": wrong, "s": scales}), steps=1.0).verdict.holds
 
 
+@pytest.mark.parametrize("shape", [(48,), (5, 48), (1, 48)])
+def test_codes_that_are_divided_by(shape):
+    """What is known of the quotient is known of the codes: their layout is the same."""
+    weight = np.abs(numbers(*shape)) + 1
+    scale = np.float32(2.0**-4)
+    codes = np.rint(weight / scale).astype(np.int8)
+    head = "(float[5,48] x) => (float[5,48] y)"
+    original = model(f"{head} {{ y = Div(x, w) }}", {"w": weight})
+    text = f"{head} {{ d = DequantizeLinear(q, s) y = Div(x, d) }}"
+    found = prove(original, model(text, {"q": codes, "s": scale}))
+    assert found.verdict.kind == "EQUAL_MODULO", found.verdict
+    (site,) = found.sites
+    assert site.error_steps == pytest.approx(np.abs(codes - weight / scale).max(), rel=0.1)
+    assert not prove(original, model(text, {"q": codes + np.int8(3), "s": scale})).verdict.holds
+
+
 def test_tables_of_codes():
     table = numbers(40, 48, seed=8)
     head = "(int64[B,S] i) => (float[B,S,48] y) {"
